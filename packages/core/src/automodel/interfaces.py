@@ -1,0 +1,110 @@
+"""What the providers of each kind return, as protocols: a plugin needs no base class of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Sample: TypeAlias = Mapping[str, Any]
+"""One row, ready for the collate function. Text models: `input_ids` and `labels`, sequences of `num_tokens` integers
+where a label of -100 carries no loss. Labels are not shifted: `labels[i]` is `input_ids[i]` or -100."""
+
+Batch: TypeAlias = "dict[str, Tensor]"
+"""What a collate function returns: the model's keyword arguments, and `labels_BL` (int64, -100 where there is no
+loss, not shifted). B rows (samples), L positions."""
+
+Collate: TypeAlias = Callable[[Sequence[Sample]], Batch]
+
+Loss: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+"""`loss(logits_NV, labels_N)`: the SUM of the loss over N label positions (no -100 among them), a float32 scalar."""
+
+
+class ModelSource(Protocol):
+    """What a model provider returns: a model that is known but not loaded, so that data can be checked first."""
+
+    @property
+    def name(self) -> str:
+        """How people call it: a Hub id or a directory."""
+
+    def load_processor(self) -> Any:
+        """Load the tokenizer, or the processor of a model that reads more than text.
+
+        Raises:
+            InputError: the location has none.
+        """
+
+    def load_module(self, device: torch.device) -> nn.Module:
+        """Load the model on the device, in training dtype.
+
+        The module's forward takes a batch's tensors by name and returns an object with `logits` (B, L, V); it has
+        `save_pretrained(directory, state_dict=...)`, as transformers and peft models do. If its forward has a
+        parameter `logits_to_keep` (a 1-D index tensor into L), core uses it to compute only the logits it needs.
+
+        Raises:
+            InputError: the location does not hold such a model.
+        """
+
+
+class Peft(Protocol):
+    """What a PEFT provider returns: a change to a model that leaves most of its parameters frozen."""
+
+    def apply(self, module: nn.Module) -> nn.Module:
+        """Return the model with adapters, the only parameters that require a gradient.
+
+        Raises:
+            InputError: the targets match nothing in this model; lists what there is.
+        """
+
+
+class Loader(Protocol):
+    """What a data loader provider returns."""
+
+    def micro_batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches of an epoch, from the global sample position `start`."""
+
+    def num_micro_batches(self) -> int | None:
+        """Micro-batches of one epoch on this rank, or None where the length is not known."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it needs, besides epoch and sample position, to go on exactly where it is. JSON values only."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+
+
+class Parallelism(Protocol):
+    """What a parallelism provider returns: how the model is laid over the processes."""
+
+    def parallelize(self, module: nn.Module) -> nn.Module:
+        """Return the model, wrapped or sharded in place, on this rank's device."""
+
+
+@dataclass
+class Run:
+    """What life-cycle hooks may know of the run. `config` is the resolved recipe with secrets removed."""
+
+    name: str
+    directory: Path
+    config: Mapping[str, Any]
+    step: int = 0
+    max_steps: int | None = None
+    num_parameters: int = 0
+    num_trainable_parameters: int = 0
+    summary: dict[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Anything whose state goes into a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the state back."""

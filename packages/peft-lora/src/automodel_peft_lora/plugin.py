@@ -1,0 +1,3 @@
+"""What this plugin brings to AutoModel."""
+
+from automodel import Provider, hookimpl
