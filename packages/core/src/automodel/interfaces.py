@@ -65,6 +65,10 @@ class Peft(Protocol):
 class Loader(Protocol):
     """What a data loader provider returns."""
 
+    @property
+    def samples_per_turn(self) -> int:
+        """Samples that all processes together take for one micro-batch each."""
+
     def micro_batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yield this rank's micro-batches of an epoch, from the global sample position `start`."""
 

@@ -12,7 +12,7 @@ KINDS = (
         "dataloader",
         sections=("dataloader", "validation_dataloader"),
         default="stateful",
-        injected=("dataset", "processor", "seed", "rank", "world_size", "notice"),
+        injected=("dataset", "processor", "seed", "rank", "world_size"),
     ),
     Kind("parallelism", sections=("distributed",)),
     Kind("step_scheduler", sections=("step_scheduler",), default="steps"),

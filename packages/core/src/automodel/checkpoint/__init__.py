@@ -1,0 +1,1 @@
+"""What is saved, how it is verified, and which checkpoint a run resumes from."""

@@ -1,0 +1,114 @@
+"""The directory of a run: checkpoints appear in it whole, are found by looking, and old ones leave."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from automodel.checkpoint import manifest
+from automodel.errors import InputError, RunError
+from automodel.notices import notice
+
+_STEP = re.compile(r"step_(\d+)")
+_INCOMPLETE = ".incomplete"
+
+
+def checkpoints(run_directory: Path) -> list[tuple[int, Path]]:
+    """All checkpoints of a run, (step, path), oldest first. They are not verified."""
+    if not run_directory.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in run_directory.iterdir() if (match := _STEP.fullmatch(path.name))]
+    return sorted(found)
+
+
+def latest_verified(run_directory: Path) -> Path | None:
+    """The newest checkpoint whose files are all as they were written, passing damaged ones over with a notice."""
+    for _, path in reversed(checkpoints(run_directory)):
+        if not (problems := manifest.problems(path)):
+            return path
+        notice(f"{path} is damaged and passed over: {'; '.join(problems[:3])}")
+    return None
+
+
+@contextmanager
+def publish(run_directory: Path, step: int) -> Iterator[Path]:
+    """Give an empty directory to write a checkpoint into; it becomes `step_<n>` when all is on disk.
+
+    Whatever interrupts the writing leaves the other checkpoints as they were.
+
+    Raises:
+        RunError: the file system refused (disk full, ...); what was written is removed.
+    """
+    unfinished, finished = run_directory / f"step_{step}{_INCOMPLETE}", run_directory / f"step_{step}"
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        for path in (*unfinished.rglob("*"), unfinished):
+            _flush(path)
+        if finished.exists():  # only a damaged one is ever written again
+            shutil.rmtree(finished)
+        unfinished.rename(finished)
+        _flush(run_directory)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise RunError(
+            f"could not save the checkpoint of step {step}: {error}; earlier checkpoints in {run_directory} are intact"
+        ) from error
+
+
+def prune(run_directory: Path, keep_last_n: int, just_saved: Path) -> None:
+    """Delete the oldest checkpoints so that `keep_last_n` verified ones stay.
+
+    A damaged checkpoint does not count, so it never pushes a good one out; it is left for a person to look at.
+    """
+    good = [path for _, path in checkpoints(run_directory) if path == just_saved or not manifest.problems(path)]
+    for path in good[:-keep_last_n]:
+        doomed = path.with_name(f"{path.name}{_INCOMPLETE}")  # a deletion that is cut short leaves no half checkpoint
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+@contextmanager
+def exclusive(run_directory: Path) -> Iterator[None]:
+    """Create the directory of a run and keep other runs out of it until the end of the context.
+
+    Raises:
+        InputError: it cannot be written, or another run is using it.
+    """
+    lock = run_directory / ".lock"
+    try:
+        run_directory.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+")
+    except OSError as error:
+        raise InputError(
+            f"checkpoint.checkpoint_dir: cannot write to {run_directory} ({error.strerror}); choose another directory"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise InputError(
+                f"another run (process {file.read().strip() or '?'}) is writing to {run_directory}; "
+                "wait for it, or choose another checkpoint.checkpoint_dir"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        for path in run_directory.glob(f"step_*{_INCOMPLETE}"):
+            shutil.rmtree(path)
+        yield
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,59 @@
+"""The manifest: every file of a checkpoint with its size and checksum, and what made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+def write_manifest(directory: Path, about: dict[str, Any]) -> None:
+    """Write `manifest.json` for all files below `directory`, with `about` beside them."""
+    files = {
+        path.relative_to(directory).as_posix(): {"size": path.stat().st_size, "sha256": checksum(path)}
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"format": FORMAT, **about, "files": files}
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Return the manifest.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is no JSON of ours.
+    """
+    manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ValueError(f"{MANIFEST} is not of format {FORMAT}")
+    return manifest
+
+
+def problems(directory: Path) -> list[str]:
+    """What is wrong with a checkpoint's files, one line each; an empty list for a whole one."""
+    try:
+        files = read_manifest(directory)["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return [f"{MANIFEST} cannot be read ({error})"]
+    found = []
+    for name, expected in files.items():
+        path = directory / name
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif path.stat().st_size != expected["size"]:
+            found.append(f"{name} has {path.stat().st_size} bytes, not {expected['size']}")
+        elif checksum(path) != expected["sha256"]:
+            found.append(f"{name} has another checksum")
+    return found
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,143 @@
+"""The state of a run as tensors and JSON: written by torch DCP as safetensors, read without pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from automodel.errors import InputError
+from automodel.training.rng import restore_rng, rng_tensors
+from automodel.training.step_scheduler import Progress
+
+if TYPE_CHECKING:
+    from automodel.training.parts import Parts
+
+_OPTIMIZER = StateDictOptions(flatten_optimizer_state_dict=True, ignore_frozen_params=True)
+_SCALARS = "trainer.json"
+
+
+def save_state(directory: Path, parts: Parts) -> None:
+    """Write everything that resuming needs into `directory`: `*.safetensors` by DCP and `trainer.json`."""
+    optimizer = get_optimizer_state_dict(parts.module, parts.optimizer, options=_OPTIMIZER)
+    tensors = {
+        **_model_tensors(parts.module),
+        **_prefixed("optimizer", {name: value for name, value in optimizer.items() if torch.is_tensor(value)}),
+        **_prefixed("rng", rng_tensors()),
+    }
+    scalars = {
+        "progress": asdict(parts.progress),
+        "optimizer": {name: value for name, value in optimizer.items() if not torch.is_tensor(value)},
+        "lr_scheduler": {
+            name: value for name, value in parts.lr_scheduler.state_dict().items() if name != "lr_lambdas"
+        },
+        "dataloader": parts.loader.state_dict(),
+        "fingerprint": parts.fingerprint,
+    }
+    with _one_process():
+        writer = dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True)
+        dcp.save(tensors, storage_writer=writer, no_dist=True)
+    (directory / _SCALARS).write_text(json.dumps(scalars) + "\n", encoding="utf-8")
+
+
+def load_state(directory: Path, parts: Parts) -> None:
+    """Bring the parts of a run back to where `save_state` found them.
+
+    Raises:
+        InputError: the checkpoint is of another model, optimizer or adapter.
+    """
+    scalars = load_model(directory, parts.module, parts.fingerprint)
+    optimizer = get_optimizer_state_dict(parts.module, parts.optimizer, options=_OPTIMIZER)
+    tensors = {
+        **_prefixed("optimizer", {name: value for name, value in optimizer.items() if torch.is_tensor(value)}),
+        **_prefixed("rng", rng_tensors()),
+    }
+    _load_tensors(directory, tensors)
+    optimizer |= {name.removeprefix("optimizer."): value for name, value in tensors.items()} | scalars["optimizer"]
+    optimizer = {name: value for name, value in optimizer.items() if not name.startswith("rng.")}
+    set_optimizer_state_dict(parts.module, parts.optimizer, optimizer, options=_OPTIMIZER)
+    parts.lr_scheduler.load_state_dict(scalars["lr_scheduler"])
+    parts.loader.load_state_dict(scalars["dataloader"])
+    parts.progress.__dict__.update(asdict(Progress(**scalars["progress"])))
+    restore_rng({name.removeprefix("rng."): value for name, value in tensors.items() if name.startswith("rng.")})
+
+
+def load_model(directory: Path, module: nn.Module, fingerprint: str) -> dict[str, Any]:
+    """Load the trained parameters and buffers into `module` and return the checkpoint's scalars.
+
+    Raises:
+        InputError: the checkpoint is of another model or adapter.
+    """
+    scalars = json.loads((directory / _SCALARS).read_text(encoding="utf-8"))
+    if scalars["fingerprint"] != fingerprint:
+        raise InputError(
+            f"{directory.parent} is a checkpoint of another model: the pretrained weights it started from are not "
+            "those of this recipe's model; give the model it was made with, another checkpoint.checkpoint_dir, or "
+            "another --resume"
+        )
+    _load_tensors(directory, _model_tensors(module))
+    return scalars
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A digest of a model's parameter names, shapes and a sample of their values, cheap at any size."""
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 64)][:64].to("cpu", torch.float32)
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _model_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What training changes, by name: parameters that require a gradient (tied ones once) and persistent buffers."""
+    trainable = {name: value.detach() for name, value in module.named_parameters() if value.requires_grad}
+    persistent = module.state_dict().keys()
+    buffers = {name: value for name, value in module.named_buffers() if name in persistent}
+    return _prefixed("model", trainable | buffers)
+
+
+def _load_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
+    """Read into `tensors`, in place."""
+    reader = dcp.HuggingFaceStorageReader(str(directory))
+    saved = reader.read_metadata().state_dict_metadata
+    wrong = [
+        f"{name} is not in it" if name not in saved else f"{name} is {tuple(saved[name].size)} in it"
+        for name, value in tensors.items()
+        if name not in saved or tuple(saved[name].size) != tuple(value.shape)
+    ]
+    if wrong:
+        raise InputError(
+            f"{directory.parent} does not fit this recipe (another model, adapter or optimizer): "
+            f"{'; '.join(wrong[:3])}{f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''}; "
+            "give the recipe it was made with, another checkpoint.checkpoint_dir, or another --resume"
+        )
+    with _one_process():
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """DCP warns that there is no process group although `no_dist` says so."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield

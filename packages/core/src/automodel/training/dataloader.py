@@ -1,0 +1,174 @@
+"""The data loader: which samples come when, independent of processes and workers, and exact after a resume."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader as TorchDataLoader
+from torch.utils.data import IterableDataset
+
+from automodel.errors import InputError
+from automodel.interfaces import Batch, Collate
+from automodel.notices import notice
+from automodel.training.collate import pad
+
+
+class DataLoader:
+    """Micro-batches of one rank, in an order that depends on the seed and the epoch only.
+
+    A map-style data set resumes at its sample position, with any number of workers and processes. An iterable one
+    resumes through torchdata's StatefulDataLoader, with the number of workers it was saved with.
+
+    Args:
+        dataset: what `__getitem__` and `__len__`, or `__iter__`, give samples of.
+        processor: the tokenizer or processor, for the default collate function.
+        batch_size: samples in one micro-batch of one process.
+        shuffle: a new order each epoch; null shuffles unless the data set is iterable or `sampler` says otherwise.
+        sampler: `distributed` and `random` shuffle, `sequential` does not; every one shares the samples among the
+            processes.
+        collate_fn: makes a micro-batch of samples; null pads text (`pad`).
+        num_workers: processes that load samples; 0 loads in the training process.
+        pin_memory: copy micro-batches through pinned memory, for accelerators.
+        drop_last: leave out the last micro-batches of an epoch that do not fill one for every process.
+        prefetch_factor: micro-batches each worker keeps ready.
+        persistent_workers: keep workers from one epoch to the next.
+        seed: of the order.
+        rank: of this process among those that share the data.
+        world_size: how many processes share the data.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        processor: Any,
+        batch_size: int = 1,
+        shuffle: bool | None = None,
+        sampler: Literal["distributed", "random", "sequential"] | None = None,
+        collate_fn: Collate | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        prefetch_factor: int | None = None,
+        persistent_workers: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1 or num_workers < 0:
+            raise InputError(f"batch_size must be at least 1 and num_workers at least 0: {batch_size}, {num_workers}")
+        if shuffle is not None and sampler is not None and shuffle == (sampler == "sequential"):
+            raise InputError(f"shuffle: {shuffle} and sampler: {sampler} contradict each other; leave one of them out")
+        self.batch_size = batch_size
+        self.world_size = world_size
+        self._iterable = isinstance(dataset, IterableDataset)
+        self._dataset = dataset
+        if pin_memory and not torch.accelerator.is_available():
+            notice("pin_memory has no accelerator to serve here: memory is not pinned")
+            pin_memory = False
+        options: dict[str, Any] = {
+            "collate_fn": collate_fn or pad(processor),
+            "num_workers": num_workers,
+            "pin_memory": pin_memory,
+            "persistent_workers": persistent_workers and num_workers > 0,
+            "prefetch_factor": prefetch_factor if num_workers else None,
+            # a generator of its own, so that starting workers draws nothing from the run's generators
+            "generator": torch.Generator().manual_seed(seed),
+        }
+        if self._iterable:
+            from torchdata.stateful_dataloader import StatefulDataLoader  # 0.3 s that only streaming needs
+
+            if shuffle:
+                raise InputError("an iterable data set comes in its own order: leave shuffle out")
+            self._loader: Any = StatefulDataLoader(dataset, batch_size=batch_size, drop_last=drop_last, **options)
+            return
+        if not len(dataset):
+            raise InputError("the data set is empty")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if num_workers > cores:
+            notice(f"num_workers: {num_workers} is more than this machine's {cores} cores: {cores} are started")
+            options["num_workers"] = cores
+        if shuffle is None:
+            shuffle = sampler != "sequential"
+        self._batches = MicroBatchSampler(len(dataset), batch_size, shuffle, drop_last, seed, rank, world_size)
+        self._loader = TorchDataLoader(dataset, batch_sampler=self._batches, **options)
+
+    @property
+    def samples_per_turn(self) -> int:
+        """Samples that all processes together take for one micro-batch each."""
+        return self.batch_size * self.world_size
+
+    def micro_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield this rank's micro-batches of an epoch, from the global sample position `start`."""
+        if not self._iterable:
+            self._batches.epoch, self._batches.start = epoch, start
+        elif hasattr(self._dataset, "set_epoch"):
+            self._dataset.set_epoch(epoch)
+        return iter(self._loader)
+
+    def num_micro_batches(self) -> int | None:
+        """Micro-batches of a whole epoch on this rank, or None for an iterable data set."""
+        return None if self._iterable else self._batches.num_micro_batches()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of an iterable data set's loader; empty for a map-style one, whose sample position is enough."""
+        return {"num_workers": self._loader.num_workers, "loader": self._loader.state_dict()} if self._iterable else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`.
+
+        Raises:
+            InputError: it was saved with another number of workers.
+        """
+        if not self._iterable:
+            return
+        if state["num_workers"] != self._loader.num_workers:
+            raise InputError(
+                f"this run was saved with dataloader.num_workers: {state['num_workers']}, and a streaming data set "
+                f"resumes only with the same number, not {self._loader.num_workers}"
+            )
+        self._loader.load_state_dict(state["loader"])
+
+
+class MicroBatchSampler:
+    """Lists of sample indices. Each epoch has one order, dealt out to the ranks in turns of `batch_size`."""
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        shuffle: bool,
+        drop_last: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.num_samples, self.batch_size, self.shuffle, self.drop_last = num_samples, batch_size, shuffle, drop_last
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.epoch = 0
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield this rank's micro-batches of the epoch, from `start`."""
+        order = self.order()
+        for turn in range(self.start, self._end(), self.batch_size * self.world_size):
+            first = turn + self.rank * self.batch_size
+            if indices := order[first : first + self.batch_size]:
+                yield indices
+
+    def order(self) -> list[int]:
+        """The order of all samples in this epoch."""
+        if not self.shuffle:
+            return list(range(self.num_samples))
+        generator = torch.Generator().manual_seed((self.seed << 24) + self.epoch)
+        return torch.randperm(self.num_samples, generator=generator).tolist()
+
+    def num_micro_batches(self) -> int:
+        """Micro-batches of this rank in a whole epoch."""
+        return len(range(self.rank * self.batch_size, self._end(), self.batch_size * self.world_size))
+
+    def _end(self) -> int:
+        turn = self.batch_size * self.world_size
+        return self.num_samples - self.num_samples % turn if self.drop_last else self.num_samples

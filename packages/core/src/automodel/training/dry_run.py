@@ -1,0 +1,59 @@
+"""`automodel train --dry-run`: build everything and show one batch with what carries loss, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from automodel import plugins
+from automodel.checkpoint.checkpointer import Checkpointer
+from automodel.interfaces import Batch
+from automodel.recipe import Recipe
+from automodel.training.build import build, build_data, build_parts
+from automodel.training.collate import IGNORED_LABEL
+
+
+def dry_run(recipe: Recipe) -> str:
+    """Build a checked recipe's parts and describe them and the first micro-batch; nothing is written or updated.
+
+    Raises:
+        InputError: anything that would keep the run from starting.
+    """
+    checkpointer: Checkpointer = build(recipe, "checkpoint")
+    data = build_data(recipe)
+    parts = build_parts(recipe, data, checkpointer, plugins.installed().manager)
+    batch = next(iter(data.loader.micro_batches(epoch=0, start=0)))
+    tokens_per_step = batch["labels"].shape[0] * parts.micro_batches_per_step
+    return "\n".join(
+        [
+            f"model        {parts.run.name}: {parts.run.num_trainable_parameters:,} of "
+            f"{parts.run.num_parameters:,} parameters train, on {parts.device}",
+            f"optimizer    {type(parts.optimizer).__name__}, lr {parts.optimizer.defaults['lr']}",
+            f"steps        {parts.num_steps or 'until the data ends'}, {tokens_per_step} samples each "
+            f"({parts.micro_batches_per_step} micro-batches)",
+            f"checkpoints  {checkpointer.directory if checkpointer.enabled else 'none'}",
+            "first micro-batch, decoded (> carries loss):",
+            *describe_batch(batch, data.processor),
+        ]
+    )
+
+
+def describe_batch(batch: Batch, processor: Any) -> list[str]:
+    """A batch's rows as text, in runs of tokens with (`>`) and without loss."""
+    mask = batch.get("attention_mask")
+    lines = []
+    for row, (ids, labels) in enumerate(zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)):
+        length = int(mask[row].sum()) if mask is not None else len(ids)
+        num_labels = sum(label != IGNORED_LABEL for label in labels[1:length])
+        padding = f", {len(ids) - length} of padding" if len(ids) > length else ""
+        lines.append(f"row {row}: {length} tokens, {num_labels} with loss{padding}")
+        lines += _segments(ids[:length], labels[:length], processor)
+    return lines
+
+
+def _segments(ids: Sequence[int], labels: Sequence[int], processor: Any) -> list[str]:
+    runs = groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED_LABEL)
+    return [
+        f"  {'>' if labelled else ' '} {processor.decode([token for token, _ in run])!r}" for labelled, run in runs
+    ]

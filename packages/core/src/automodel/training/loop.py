@@ -1,0 +1,87 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+
+from automodel.errors import RunError
+from automodel.training.metrics import step_metrics
+from automodel.training.parts import Parts
+from automodel.training.step import train_step
+from automodel.training.step_scheduler import global_batches
+from automodel.training.validation import validate
+
+
+def fit(parts: Parts) -> None:
+    """Train from where `parts.progress` stands to the end of the run.
+
+    Raises:
+        RunError: the loss was not finite for too long, or a checkpoint could not be written.
+    """
+    progress, scheduler, run = parts.progress, parts.scheduler, parts.run
+    validated_at, saved_at = -1, progress.step
+    consecutive_skipped = 0
+    parts.module.train()
+    parts.hooks.fit_start(run=run)
+    if progress.step == 0 and scheduler.val_at_start and parts.validation_loader:
+        run_validation(parts)
+        validated_at = 0
+    if parts.num_steps is not None and progress.step >= parts.num_steps:
+        return
+    batches = global_batches(parts.loader, progress, parts.micro_batches_per_step, scheduler.epochs())
+    started = time.perf_counter()
+    for micro_batches in batches:
+        data_wait = time.perf_counter() - started
+        lr = parts.optimizer.param_groups[0]["lr"]
+        result = train_step(
+            parts.module, micro_batches, parts.loss_fn, parts.optimizer, parts.options, parts.device
+        )
+        parts.lr_scheduler.step()
+        progress.step += 1
+        progress.num_label_tokens += result.num_label_tokens
+        progress.num_skipped_steps += not result.updated
+        consecutive_skipped = 0 if result.updated else consecutive_skipped + 1
+        if consecutive_skipped >= parts.options.max_nonfinite_steps:
+            raise RunError(
+                f"the loss or gradient was not finite for {consecutive_skipped} steps in a row (training."
+                "max_nonfinite_steps); nothing was updated in them. A lower learning rate or fp32 may help"
+            )
+        run.step = progress.step
+        metrics = step_metrics(parts, result, lr, time.perf_counter() - started, data_wait)
+        run.summary.update(metrics)
+        parts.hooks.step_end(step=progress.step, metrics=metrics)
+        is_last = progress.step == parts.num_steps
+        if parts.validation_loader and (is_last or _due(progress.step, scheduler.val_every_steps)):
+            run_validation(parts)
+            validated_at = progress.step
+        if is_last or _due(progress.step, scheduler.ckpt_every_steps):
+            save(parts)
+            saved_at = progress.step
+        if is_last:
+            return
+        started = time.perf_counter()
+    # data of unknown length has ended
+    if parts.validation_loader and validated_at != progress.step:
+        run_validation(parts)
+    if saved_at != progress.step:
+        save(parts)
+
+
+def run_validation(parts: Parts) -> dict[str, float]:
+    """Validate, tell the hooks, and return the metrics."""
+    assert parts.validation_loader is not None
+    metrics = validate(parts.module, parts.validation_loader, parts.loss_fn, parts.options, parts.device)
+    parts.run.summary.update(metrics)
+    parts.hooks.validation_end(step=parts.progress.step, metrics=metrics)
+    return metrics
+
+
+def save(parts: Parts) -> None:
+    """Write a checkpoint, if the recipe wants any, and tell the hooks."""
+    if parts.checkpointer.enabled:
+        path = parts.checkpointer.save(parts, dict(parts.run.summary))
+        parts.hooks.checkpoint_saved(step=parts.progress.step, path=path)
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0

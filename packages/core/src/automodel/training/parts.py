@@ -1,0 +1,54 @@
+"""The built parts of a run, as the loop receives them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from automodel.interfaces import Loader, Loss, Run
+from automodel.training.options import TrainingOptions
+from automodel.training.step_scheduler import Progress, StepScheduler
+
+if TYPE_CHECKING:
+    from automodel.checkpoint.checkpointer import Checkpointer
+    from automodel.recipe import Recipe
+
+
+@dataclass
+class Parts:
+    """Everything one run consists of.
+
+    Args:
+        recipe: what it was built from.
+        run: what life-cycle hooks may know.
+        hooks: pluggy's relay; calls reach every plugin and logger.
+        device: where the model lies.
+        processor: the tokenizer or processor, saved beside the model.
+        module: the model, adapted.
+        fingerprint: of the pretrained weights, before adapters and training.
+        micro_batches_per_step: of each process.
+        num_steps: optimizer steps of the run, None if unknown.
+    """
+
+    recipe: Recipe
+    run: Run
+    hooks: Any
+    device: torch.device
+    processor: Any
+    module: nn.Module
+    fingerprint: str
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: LRScheduler
+    loader: Loader
+    validation_loader: Loader | None
+    loss_fn: Loss
+    options: TrainingOptions
+    scheduler: StepScheduler
+    checkpointer: Checkpointer
+    micro_batches_per_step: int
+    num_steps: int | None
+    progress: Progress = field(default_factory=Progress)

@@ -1,0 +1,95 @@
+"""One optimizer step: forward and backward over the micro-batches, clip, update."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from automodel.errors import InputError, RunError
+from automodel.interfaces import Batch, Loss
+from automodel.training.collate import IGNORED_LABEL
+from automodel.training.options import TrainingOptions
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did: its loss per label token, the gradient's L2 norm before clipping, and whether it counted."""
+
+    loss: float
+    grad_norm: float
+    num_label_tokens: int
+    num_tokens: int
+    updated: bool
+
+
+def train_step(
+    module: nn.Module,
+    micro_batches: Sequence[Batch],
+    loss_fn: Loss,
+    optimizer: torch.optim.Optimizer,
+    options: TrainingOptions,
+    device: torch.device,
+) -> StepResult:
+    """Train on one global batch.
+
+    The loss is the sum over its label tokens divided by their number, so how the batch is split into micro-batches
+    does not matter.
+
+    Raises:
+        InputError: no token of the batch carries loss.
+        RunError: the loss or the gradient is not finite and `on_nonfinite` is `stop`.
+    """
+    num_label_tokens = sum(int((batch["labels"][:, 1:] != IGNORED_LABEL).sum()) for batch in micro_batches)
+    if not num_label_tokens:
+        raise InputError("every label of a whole batch is masked (-100): there is nothing to learn from it")
+    loss_sum = 0.0
+    for batch in micro_batches:
+        on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16"):
+            logits_NV, targets_N = label_logits(module, on_device)
+            loss = loss_fn(logits_NV, targets_N)
+        (loss / num_label_tokens).backward()
+        loss_sum += loss.item()
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    # torch clips nothing at an infinite norm: one call gives the norm either way
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm or math.inf))
+    finite = math.isfinite(loss_sum) and math.isfinite(norm)
+    if not finite and options.on_nonfinite == "stop":
+        raise RunError(
+            f"the loss is {loss_sum / num_label_tokens} and the gradient norm {norm}: the run stops, as "
+            "training.on_nonfinite says; a lower learning rate or fp32 may help"
+        )
+    if finite:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    num_tokens = sum(int(batch["attention_mask"].sum()) for batch in micro_batches if "attention_mask" in batch)
+    return StepResult(loss_sum / num_label_tokens, norm, num_label_tokens, num_tokens, updated=finite)
+
+
+def label_logits(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The logits (N, V) that predict a label, and those labels (N), of the N label tokens of a micro-batch.
+
+    Where the model can, only the columns that some row has a label in are multiplied with the output matrix, which
+    is most of a small model's work and memory.
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    targets_BL = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)
+    if takes_logits_to_keep(module):
+        columns_K = (targets_BL != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
+        targets_BL = targets_BL[:, columns_K]
+        inputs["logits_to_keep"] = columns_K
+    logits_BLV = module(**inputs, use_cache=False).logits
+    labelled_BL = targets_BL != IGNORED_LABEL
+    return logits_BLV[labelled_BL], targets_BL[labelled_BL]
+
+
+def takes_logits_to_keep(module: nn.Module) -> bool:
+    """Whether the model computes only the logits it is asked for, as transformers' causal language models do."""
+    model = module.get_base_model() if hasattr(module, "get_base_model") else module
+    return "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -1,0 +1,144 @@
+"""`automodel train` from Python: check the recipe, build the parts, run the loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from automodel import plugins
+from automodel.checkpoint import directory
+from automodel.checkpoint.checkpointer import Checkpointer
+from automodel.checkpoint.state import load_state
+from automodel.environment import versions
+from automodel.notices import notice, strictness
+from automodel.recipe import Recipe, load_recipe
+from automodel.training.build import build, build_data, build_parts
+from automodel.training.console import ConsoleProgress
+from automodel.training.loop import fit
+from automodel.training.metrics import MetricsFile
+from automodel.training.parts import Parts
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left behind.
+
+    Args:
+        directory: the run's directory: metrics.jsonl, recipe.yaml, checkpoints.
+        checkpoint: the newest checkpoint, or None when none is kept.
+        step: optimizer steps done.
+        metrics: the last value of every metric.
+    """
+
+    directory: Path
+    checkpoint: Path | None
+    step: int
+    metrics: Mapping[str, float]
+
+
+def train(
+    recipe: str | Path | Sequence[str | Path],
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    resume: str = "auto",
+    strict: bool = False,
+    allow_targets: Sequence[str] = (),
+) -> TrainResult:
+    """Fine-tune as a recipe says; the same as `automodel train -c recipe.yaml`.
+
+    Args:
+        recipe: one recipe file or several, the later ones over the earlier ones.
+        overrides: `{"optimizer.lr": 1e-4}`, or the command line's `["optimizer.lr=1e-4"]`.
+        resume: `auto` goes on from the newest whole checkpoint of the run's directory, a path from that one, `never`
+            starts anew.
+        strict: fallbacks are errors.
+        allow_targets: packages outside AutoModel's own list whose callables the recipe may name.
+
+    Raises:
+        InputError: the recipe, the data or the model it names is wrong; nothing was written.
+        RunError: the run failed.
+    """
+    paths = [recipe] if isinstance(recipe, str | Path) else list(recipe)
+    checked = load_recipe(paths, overrides, allow_targets=allow_targets)
+    with strictness(strict):
+        return run_recipe(checked, resume)
+
+
+def run_recipe(recipe: Recipe, resume: str = "auto") -> TrainResult:
+    """Build a checked recipe's parts, resume if there is something to resume from, and train."""
+    checkpointer: Checkpointer = build(recipe, "checkpoint")
+    data = build_data(recipe)
+    manager = plugins.installed().manager
+    with directory.exclusive(checkpointer.directory):
+        start = checkpointer.find(resume)
+        parts = build_parts(recipe, data, checkpointer, manager)
+        if start is not None:
+            load_state(start / "state", parts)
+            parts.run.step = parts.progress.step
+            _tell_resumed(parts, start)
+        _describe_run(parts)
+        loggers = [build(recipe, target.path[0], run=parts.run) for target in recipe.sections_of("logger")]
+        with _registered(manager, [ConsoleProgress(), MetricsFile(), *loggers]):
+            try:
+                fit(parts)
+            except BaseException as error:
+                parts.hooks.exception(error=error, run=parts.run)
+                raise
+            finally:
+                parts.hooks.fit_end(run=parts.run)
+        saved = directory.checkpoints(checkpointer.directory)
+        return TrainResult(
+            checkpointer.directory, saved[-1][1] if saved else None, parts.progress.step, dict(parts.run.summary)
+        )
+
+
+@contextmanager
+def _registered(manager: Any, loggers: list[object]) -> Iterator[None]:
+    """Let the run's loggers hear its hooks."""
+    for logger in loggers:
+        manager.register(logger)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            manager.unregister(logger)
+
+
+def _tell_resumed(parts: Parts, checkpoint: Path) -> None:
+    done = parts.num_steps is not None and parts.progress.step >= parts.num_steps
+    print(f"resuming from {checkpoint}" + ("; all its steps are done, nothing to train" if done else ""), flush=True)
+    before = load_recipe_data(checkpoint / "recipe.yaml")
+    changed = sorted(key for key in _changes(before, parts.recipe.resolved()) if not key.startswith(_FREE_TO_CHANGE))
+    if changed:
+        notice(f"the recipe has changed since {checkpoint}: {', '.join(changed)}")
+
+
+_FREE_TO_CHANGE = ("step_scheduler.max_steps", "step_scheduler.num_epochs", "checkpoint.", "wandb.")
+
+
+def load_recipe_data(path: Path) -> Any:
+    """The plain data of a resolved recipe."""
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+
+
+def _changes(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted keys whose values differ."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        if before != after:
+            yield prefix
+        return
+    for key in before.keys() | after.keys():
+        yield from _changes(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else str(key))
+
+
+def _describe_run(parts: Parts) -> None:
+    """Write the resolved recipe and what the run is made with into its directory."""
+    (parts.run.directory / "recipe.yaml").write_text(parts.recipe.dump(), encoding="utf-8")
+    about = {"recipe_digest": parts.recipe.digest(), "versions": versions()}
+    (parts.run.directory / "environment.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
