@@ -1,0 +1,113 @@
+"""The command `automodel`: finds the verb, imports only that, and turns expected failures into one message."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from automodel.errors import AutoModelError
+from automodel.suggest import did_you_mean
+
+VERBS = {
+    "train": ("automodel.cli.train:train", "Fine-tune a model as a recipe says."),
+    "finetune": ("automodel.cli.train:finetune", "The same as train."),
+    "evaluate": ("automodel.cli.evaluate:evaluate", "Measure a model on a recipe's validation data."),
+    "validate": ("automodel.cli.validate:validate", "Check a recipe without running it."),
+    "plugins": ("automodel.cli.plugins:plugins", "List the plugins, or show what one of them takes."),
+}
+"""Verb: where its `click.Command` is, and its line of help."""
+
+TRACEBACK = "--traceback"
+INTERRUPTED = 130
+
+
+class Verbs(click.Group):
+    """A group whose commands are imported when they run; plugins add to them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Core's verbs, then those of plugins."""
+        return [*VERBS, *(name for name in _plugin_commands() if name not in VERBS)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb."""
+        if cmd_name in VERBS:
+            module, _, attribute = VERBS[cmd_name][0].partition(":")
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+            return command
+        if cmd_name in (commands := _plugin_commands()):
+            provider, plugin = commands[cmd_name]
+            try:
+                loaded: click.Command = provider.load()
+            except (ImportError, AttributeError) as error:
+                text = f"the command `{cmd_name}` of the plugin {plugin.name} cannot be imported: {error}"
+                raise AutoModelError(text) from error
+            return loaded
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb of the command line; a word that is none gets a suggestion."""
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            ctx.fail(f"there is no command `{args[0]}`{did_you_mean(args[0], self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of verbs without importing any."""
+        rows = [(name, summary) for name, (_, summary) in VERBS.items()]
+        rows += [(name, p.summary) for name, (p, _) in _plugin_commands().items() if name not in VERBS]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def _plugin_commands() -> dict[str, Any]:
+    from automodel.plugins import installed  # not needed by `automodel train --help` and the like
+
+    return installed().commands
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(TRACEBACK, is_flag=True, help="Show where in the code an expected failure arose. Stands anywhere.")
+@click.version_option(package_name="automodel-core", prog_name="automodel", message="%(prog)s %(version)s")
+def cli(traceback: bool) -> None:
+    """Fine-tune Hugging Face LLMs and VLMs from one YAML recipe."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    0 if all went well, 1 for a failed run, 2 for wrong input, 130 after ctrl-c. Unexpected exceptions propagate.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    show_traceback = TRACEBACK in words
+    words = [word for word in words if word != TRACEBACK]
+    try:
+        result = cli.main(words, prog_name="automodel", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except AutoModelError as error:
+        if show_traceback:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except click.Abort:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output has gone (`| head`); keep Python from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

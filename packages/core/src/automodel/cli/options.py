@@ -1,0 +1,95 @@
+"""What the verbs that read a recipe have in common: `-c`, `--allow-target` and overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from automodel.recipe.overrides import is_assignment, is_option
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OVERRIDES = "overrides"
+EPILOG = (
+    "OVERRIDES are values that go over the recipe's: `--section.key value`, `--section.key=value` or "
+    "`section.key=value`. They are typed as in YAML; `section=null` removes a section."
+)
+
+
+class RecipeCommand(click.Command):
+    """A command that takes overrides anywhere between its options.
+
+    Its callback gets them as `overrides`, the words in the order of the command line. A word with a dash and no dot
+    is an option, so a typo in one is an error and no override.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("epilog", EPILOG)
+        super().__init__(*args, **kwargs)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """`[OPTIONS] ... [OVERRIDES]`."""
+        return [*super().collect_usage_pieces(ctx), "[OVERRIDES]..."]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the overrides out and let click parse the rest."""
+        overrides, rest = self.divide(args)
+        strays = [word for word in rest if word.endswith((".yaml", ".yml"))]
+        result: list[str] = []
+        try:
+            result = super().parse_args(ctx, rest)
+        except click.UsageError as error:
+            if strays and "unexpected extra argument" in error.format_message():
+                raise click.UsageError(f"{error.format_message()}: write `-c {strays[0]}`", ctx) from error
+            raise
+        ctx.params[OVERRIDES] = tuple(overrides)
+        return result
+
+    def divide(self, args: list[str]) -> tuple[list[str], list[str]]:
+        """The words of overrides, and the other words."""
+        with_value = {
+            name
+            for parameter in self.params
+            if isinstance(parameter, click.Option) and not parameter.is_flag and not parameter.count
+            for name in parameter.opts
+        }
+        overrides: list[str] = []
+        rest: list[str] = []
+        words = list(args)
+        while words:
+            word = words.pop(0)
+            if word == "--":
+                return overrides, [*rest, word, *words]
+            if word in with_value:
+                rest += [word, *words[:1]]
+                words = words[1:]
+            elif is_option(word):
+                overrides.append(word)
+                if "=" not in word and words and not words[0].startswith("--"):
+                    overrides.append(words.pop(0))
+            elif is_assignment(word):
+                overrides.append(word)
+            else:
+                rest.append(word)
+        return overrides, rest
+
+
+def recipe_options(function: F) -> F:
+    """Add `-c/--config` (parameter `config`, a tuple) and `--allow-target` (parameter `allow_target`, a tuple)."""
+    allow = click.option(
+        "--allow-target",
+        metavar="PACKAGE",
+        multiple=True,
+        help="Let the recipe name functions of this package by dotted path. May be given several times.",
+    )
+    config = click.option(
+        "-c",
+        "--config",
+        metavar="RECIPE.yaml",
+        multiple=True,
+        required=True,
+        help="The recipe. Given several times, later ones go over earlier ones.",
+    )
+    return config(allow(function))

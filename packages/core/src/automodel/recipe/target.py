@@ -1,0 +1,88 @@
+"""A checked target: builds what the recipe describes."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from automodel.errors import InputError
+from automodel.recipe.signature import read_signature
+from automodel.recipe.source import Path_, dotted
+
+POSITION = re.compile(r"(?:\S.*?:\d+:\d+|command line): ")
+
+
+@dataclass
+class Target:
+    """One provider or callable with checked arguments.
+
+    Args:
+        path: where it stands in the recipe: `("dataloader", "collate_fn")`.
+        name: as written, or the default's name.
+        location: `"package.module:attribute"`.
+        kind: of the provider, if it is one.
+        kwargs: the arguments, converted; may hold Targets nested in dicts and lists.
+        position: `file:line:column`, `command line`, or empty if the section is not in the recipe.
+        plugin: that brings it, None for a dotted path.
+    """
+
+    path: Path_
+    name: str
+    location: str
+    kind: str | None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    position: str = ""
+    plugin: str | None = None
+
+    def accepts(self, parameter: str) -> bool:
+        """Whether the callable has a parameter of that name (`**kwargs` does not count)."""
+        return parameter in read_signature(self.location).parameters
+
+    def build(self, **injected: Any) -> Any:
+        """Import the callable and call it with the arguments.
+
+        Nested targets are built first. Of `injected`, each callable gets what it has parameters for.
+
+        Raises:
+            InputError: it cannot be imported, or it found its arguments wrong; with the position in the recipe.
+        """
+        made = self.load()
+        kwargs = {name: _built(value, injected) for name, value in self.kwargs.items()}
+        given = {name: value for name, value in injected.items() if name not in kwargs and self.accepts(name)}
+        try:
+            return made(**kwargs, **given)
+        except InputError as error:
+            if not self.position or POSITION.match(str(error)):
+                raise
+            raise InputError(f"{self.position}: {dotted(self.path)}: {error}") from error
+
+    def load(self) -> Any:
+        """Import the callable.
+
+        Raises:
+            InputError: something that it imports is missing or fails.
+        """
+        module, _, attribute = self.location.partition(":")
+        where = f"{self.position}: {dotted(self.path)}" if self.position else dotted(self.path)
+        try:
+            value: Any = importlib.import_module(module)
+        except ImportError as error:
+            raise InputError(f"{where}: `{self.name}` cannot be imported: {error}") from error
+        for part in attribute.split("."):
+            try:
+                value = getattr(value, part)
+            except AttributeError as error:
+                raise InputError(f"{where}: `{self.name}` cannot be imported: {error}") from error
+        return value
+
+
+def _built(value: Any, injected: dict[str, Any]) -> Any:
+    if isinstance(value, Target):
+        return value.build(**injected)
+    if isinstance(value, dict):
+        return {key: _built(child, injected) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_built(child, injected) for child in value]
+    return value

@@ -1,0 +1,135 @@
+"""What a `_target_` names: a provider, or a function or class of an allowed package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from automodel.errors import InputError
+from automodel.plugins import Plugins
+from automodel.providers import Kind, Registered
+from automodel.recipe.allowed import AllowList
+from automodel.recipe.definitions import TargetNotFoundError, exists, split
+from automodel.recipe.signature import Signature, read_signature
+from automodel.suggest import did_you_mean
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A target that exists and may be called.
+
+    Args:
+        name: as the recipe has it.
+        location: what to import, `"package.module:attribute"`.
+        kind: of the provider, or of the section that holds a dotted path; None for a nested dotted path.
+        plugin: that brings the provider; None for a dotted path.
+        signature: what it takes.
+        given: parameters that AutoModel passes, so that the recipe need not.
+        reserved: those of them that the recipe may not set.
+    """
+
+    name: str
+    location: str
+    kind: str | None
+    plugin: str | None
+    signature: Signature
+    given: frozenset[str] = field(default_factory=frozenset)
+    reserved: frozenset[str] = field(default_factory=frozenset)
+
+
+class Resolver:
+    """Resolves names against the installed plugins and the allow-list."""
+
+    def __init__(self, plugins: Plugins, allowed: AllowList) -> None:
+        self.plugins = plugins
+        self.registry = plugins.registry
+        self.allowed = allowed
+        self.ever_given = frozenset(name for kind in self.registry.kinds.values() for name in kind.injected)
+
+    def resolve(self, name: str, kind: Kind | None) -> Resolved:
+        """The target called `name`: of that kind, or for None (nested in arguments) of any.
+
+        Raises:
+            InputError: there is none, it is ambiguous, or it is not allowed.
+        """
+        entry = self._provider(name, kind)
+        if entry is not None:
+            own = self.registry.kinds[entry.kind]
+            signature = self._signature(entry.provider.target, f"provider `{entry.provider.name}` of {entry.plugin}")
+            reserved = frozenset(own.injected)
+            given = reserved if kind else self.ever_given
+            return Resolved(name, entry.provider.target, entry.kind, entry.plugin, signature, given, reserved)
+        if "." not in name or ":" in name:
+            raise InputError(self._unknown(name, kind))
+        signature = self._dotted(name, kind)
+        given = frozenset(kind.injected) if kind else self.ever_given
+        reserved = frozenset(kind.injected) if kind else frozenset()
+        return Resolved(name, signature.location, kind.name if kind else None, None, signature, given, reserved)
+
+    def _provider(self, name: str, kind: Kind | None) -> Registered | None:
+        if kind is not None:
+            return self.registry.find(kind.name, name)
+        entries = self.registry.find_any(name)
+        if len(entries) > 1:
+            choices = " and ".join(f"the {e.kind} provider `{e.plugin}:{e.provider.name}`" for e in entries)
+            raise InputError(f"`{name}` may be {choices}; write which")
+        return entries[0] if entries else None
+
+    def _signature(self, location: str, whose: str) -> Signature:
+        try:
+            return read_signature(location)
+        except TargetNotFoundError as error:
+            raise InputError(f"the {whose} cannot be used: {error}") from error
+
+    def _dotted(self, name: str, kind: Kind | None) -> Signature:
+        top = name.partition(".")[0]
+        if not exists(top):
+            raise InputError(self._unknown(name, kind))
+        try:
+            module, attribute = split(name)
+            signature = read_signature(f"{module}:{attribute}")
+        except TargetNotFoundError as error:
+            self._refuse(name, error.module)
+            raise InputError(f"{error}{self._broken()}") from error
+        self._refuse(name, signature.location.partition(":")[0])
+        self._refuse(name, signature.source_module)
+        return signature
+
+    def _refuse(self, name: str, module: str) -> None:
+        if not self.allowed.admits(module):
+            package = module.partition(".")[0]
+            suggestion = package if package not in ("torch", "transformers", "automodel") else module
+            raise InputError(
+                f"`{name}` is defined in `{module}`, which is not allowed: "
+                f"add --allow-target {suggestion} if you trust this recipe"
+            )
+
+    def _unknown(self, name: str, kind: Kind | None) -> str:
+        if kind is None:
+            entries = [entry for known in self.registry.kinds for entry in self.registry.providers(known)]
+            text = f"no provider is called `{name}`"
+        else:
+            entries = self.registry.providers(kind.name)
+            others = {entry.kind for entry in self.registry.find_any(name)}
+            if others:
+                return f"`{name}` is a {' and a '.join(sorted(others))} provider, this needs a {kind.name} provider"
+            text = self.registry.unknown(kind.name, name).partition("; did you mean")[0].partition("; known")[0]
+        if entries:
+            short = [entry.provider.name for entry in entries]
+            long = [alias for entry in entries for alias in entry.provider.aliases]
+            near = did_you_mean(name, [*short, *long])
+            text += near if near.startswith("; did") else did_you_mean(name, short)
+        return f"{text}{self._broken()}"
+
+    def _broken(self) -> str:
+        plugins = [f"{plugin.name} ({plugin.problem})" for plugin in self.plugins.broken]
+        return f"; plugins that could not be loaded: {', '.join(plugins)}" if plugins else ""
+
+
+def required_but_missing(resolved: Resolved, written: Any) -> list[str]:
+    """The parameters without default that neither the recipe nor AutoModel gives."""
+    return [
+        name
+        for name, parameter in resolved.signature.parameters.items()
+        if parameter.required and name not in written and name not in resolved.given
+    ]
