@@ -1,0 +1,264 @@
+"""The model providers: causal language models, pretrained or with random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from automodel import InputError
+from automodel.suggest import did_you_mean
+
+from automodel_models_llm.gguf_files import converted_tokenizer, load_gguf
+from automodel_models_llm.importing import quiet_unless_terminal, transformers_imports
+from automodel_models_llm.locations import Location, locate, unreachable
+from automodel_models_llm.options import apply_liger, check_attention, dtype_name, usable_attention
+from automodel_models_llm.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+
+def from_pretrained(
+    pretrained_model_name_or_path: str,
+    gguf_file: str | None = None,
+    torch_dtype: str = "auto",
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
+    use_liger_kernel: bool = False,
+    use_sdpa_patching: bool = True,
+    quantization_config: Any = None,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+) -> PretrainedCausalLM:
+    """A pretrained causal language model.
+
+    Args:
+        pretrained_model_name_or_path: a Hub id, a directory, a .gguf file, or `package:NAME[/DIRECTORY]` for a
+            directory of an installed Python package.
+        gguf_file: the GGUF file in that place; null finds it where there is exactly one. Its weights are dequantised.
+        torch_dtype: data type of the parameters: auto, float32, bfloat16, float16, also as torch.bfloat16, bf16, ...
+            `auto` is the checkpoint's own; float32 for GGUF files.
+        dtype: the newer spelling of torch_dtype.
+        attn_implementation: sdpa (also for null), eager, flash_attention_2, flash_attention_3, flex_attention, or a
+            kernel on the Hub (owner/repository). Where one cannot run, sdpa is used and a note says so.
+        use_liger_kernel: fused Triton kernels of liger-kernel; where they cannot run, plain ones and a note.
+        use_sdpa_patching: accepted for NeMo's recipes; PyTorch picks its SDPA kernel by itself either way.
+        quantization_config: a transformers quantization config, as a nested `_target_`.
+        revision: branch, tag or commit of the Hub repository.
+        cache_dir: where the Hub's files are kept; null is the Hub's own cache.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        InputError: no such place, or an option with an unknown value.
+    """
+    del use_sdpa_patching
+    location = locate(pretrained_model_name_or_path, gguf_file)
+    if location.gguf is not None and quantization_config is not None:
+        raise InputError("a GGUF file is dequantised when it is loaded: quantization_config cannot be given with it")
+    return PretrainedCausalLM(
+        location=location,
+        dtype=dtype_name(torch_dtype, dtype),
+        attention=check_attention(attn_implementation),
+        use_liger_kernel=use_liger_kernel,
+        quantization_config=quantization_config,
+        revision=revision,
+        cache_dir=cache_dir,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def from_config(
+    config: str | dict[str, Any],
+    tokenizer: str | None = None,
+    torch_dtype: str = "float32",
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
+    use_liger_kernel: bool = False,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> RandomCausalLM:
+    """A causal language model with random weights, drawn from the run's seed.
+
+    Args:
+        config: a directory or Hub id whose config.json is taken, or a mapping with `model_type` and any of that
+            model's settings. `vocab_size` and the special tokens of a mapping are the tokenizer's unless it gives them.
+        tokenizer: where the tokenizer lies (as in causal-lm); null takes it from `config`, if that is a place.
+        torch_dtype: data type of the parameters.
+        dtype: the newer spelling of torch_dtype.
+        attn_implementation: as in causal-lm.
+        use_liger_kernel: as in causal-lm.
+        revision: branch, tag or commit of the Hub repository.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        InputError: no such place or model type, no tokenizer, or an option with an unknown value.
+    """
+    if tokenizer is None and not isinstance(config, str):
+        raise InputError("a model from a config mapping needs `tokenizer:`, the place its tokenizer is loaded from")
+    if isinstance(config, dict) and "model_type" not in config:
+        raise InputError("the config mapping has no `model_type` (llama, qwen3, gemma3_text, ...)")
+    name = dtype_name(torch_dtype, dtype, default="float32")
+    return RandomCausalLM(
+        config=locate(config) if isinstance(config, str) else config,
+        tokenizer=locate(tokenizer if tokenizer is not None else str(config)),
+        dtype="float32" if name == "auto" else name,
+        attention=check_attention(attn_implementation),
+        use_liger_kernel=use_liger_kernel,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+@dataclass(frozen=True)
+class PretrainedCausalLM:
+    """An `automodel.interfaces.ModelSource` whose two load methods may run in two threads at once."""
+
+    location: Location
+    dtype: str
+    attention: str
+    use_liger_kernel: bool
+    quantization_config: Any
+    revision: str | None
+    cache_dir: str | None
+    trust_remote_code: bool
+
+    @property
+    def name(self) -> str:
+        """The Hub id, directory or package location."""
+        return self.location.name
+
+    def load_processor(self) -> Any:
+        """Load the tokenizer, with a pad token and a maximum length.
+
+        Raises:
+            InputError: the location has none.
+        """
+        return _load_tokenizer(self.location, self.revision, self.cache_dir, self.trust_remote_code)
+
+    def load_module(self, device: torch.device) -> torch.nn.Module:
+        """Load the model on the device, without a key-value cache.
+
+        Raises:
+            InputError: the location does not hold such a model.
+        """
+        attention = usable_attention(self.attention, device)
+        if self.location.gguf is not None:
+            path = self.location.gguf_path(self.revision, self.cache_dir)
+            module = load_gguf(path, "float32" if self.dtype == "auto" else self.dtype, attention)
+        else:
+            module = self._load_checkpoint(attention, device)
+        return _ready(module, device, self.use_liger_kernel)
+
+    def _load_checkpoint(self, attention: str, device: torch.device) -> Any:
+        with transformers_imports():
+            from transformers import AutoModelForCausalLM
+        # quantised weights are made on the device and stay there; the rest is moved at the end
+        placement = {} if self.quantization_config is None else {"device_map": {"": device}}
+        try:
+            with quiet_unless_terminal():
+                return AutoModelForCausalLM.from_pretrained(
+                    self.location.source,
+                    dtype=self.dtype,
+                    attn_implementation=attention,
+                    quantization_config=self.quantization_config,
+                    revision=self.revision,
+                    cache_dir=self.cache_dir,
+                    trust_remote_code=self.trust_remote_code,
+                    **placement,
+                )
+        except (OSError, ValueError, ImportError) as error:
+            if self.location.directory is None and isinstance(error, OSError):
+                raise InputError(unreachable(self.name, self.revision, error)) from error
+            raise InputError(f"the model {self.name} cannot be loaded: {error}") from error
+
+
+@dataclass(frozen=True)
+class RandomCausalLM:
+    """An `automodel.interfaces.ModelSource` without a checkpoint."""
+
+    config: Location | dict[str, Any]
+    tokenizer: Location
+    dtype: str
+    attention: str
+    use_liger_kernel: bool
+    revision: str | None
+    trust_remote_code: bool
+
+    @property
+    def name(self) -> str:
+        """The configuration's place, or its model type."""
+        return self.config.name if isinstance(self.config, Location) else f"random {self.config['model_type']}"
+
+    def load_processor(self) -> Any:
+        """Load the tokenizer, with a pad token and a maximum length.
+
+        Raises:
+            InputError: its location has none.
+        """
+        tokenizer = _load_tokenizer(self.tokenizer, self.revision, None, self.trust_remote_code)
+        if isinstance(self.config, dict) and (positions := self.config.get("max_position_embeddings")):
+            tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+        return tokenizer
+
+    def load_module(self, device: torch.device) -> torch.nn.Module:
+        """Make the model on the device.
+
+        Raises:
+            InputError: there is no such model type, or its settings contradict each other.
+        """
+        with transformers_imports():
+            import torch
+            from transformers import AutoModelForCausalLM
+        config = self._transformers_config()
+        try:
+            with device:
+                module = AutoModelForCausalLM.from_config(
+                    config,
+                    dtype=getattr(torch, self.dtype),
+                    attn_implementation=usable_attention(self.attention, device),
+                    trust_remote_code=self.trust_remote_code,
+                )
+        except (ValueError, TypeError) as error:
+            raise InputError(f"no causal language model can be made from the config {self.name}: {error}") from error
+        return _ready(module, device, self.use_liger_kernel)
+
+    def _transformers_config(self) -> Any:
+        with transformers_imports():
+            from transformers import CONFIG_MAPPING, AutoConfig
+        if isinstance(self.config, dict):
+            settings = dict(self.config)
+            model_type = settings.pop("model_type")
+            if model_type not in CONFIG_MAPPING:
+                raise InputError(
+                    f"transformers knows no model_type {model_type}{did_you_mean(model_type, CONFIG_MAPPING)}"
+                )
+            tokenizer = self.load_processor()
+            for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                settings.setdefault(token, getattr(tokenizer, token))
+            settings.setdefault("vocab_size", len(tokenizer))
+            return CONFIG_MAPPING[model_type](**settings)
+        try:
+            kwargs = {"gguf_file": self.config.gguf} if self.config.gguf is not None else {}
+            return AutoConfig.from_pretrained(
+                self.config.source, revision=self.revision, trust_remote_code=self.trust_remote_code, **kwargs
+            )
+        except OSError as error:
+            raise InputError(unreachable(self.config.name, self.revision, error)) from error
+
+
+def _load_tokenizer(location: Location, revision: str | None, cache_dir: str | None, trust_remote_code: bool) -> Any:
+    if location.gguf is not None:
+        directory: Path = converted_tokenizer(location.gguf_path(revision, cache_dir))
+        location = Location(location.name, directory)
+    return load_tokenizer(location, revision, cache_dir, trust_remote_code)
+
+
+def _ready(module: torch.nn.Module, device: torch.device, use_liger_kernel: bool) -> torch.nn.Module:
+    module.config.use_cache = (
+        False  # a cache kept during training costs memory and makes packed documents see each other
+    )
+    if use_liger_kernel:
+        apply_liger(module, device)
+    return module.to(device)
