@@ -35,20 +35,17 @@ class RecipeCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take the overrides out and let click parse the rest."""
-        overrides, rest = self.divide(args)
-        strays = [word for word in rest if word.endswith((".yaml", ".yml"))]
-        result: list[str] = []
-        try:
-            result = super().parse_args(ctx, rest)
-        except click.UsageError as error:
-            if strays and "unexpected extra argument" in error.format_message():
-                raise click.UsageError(f"{error.format_message()}: write `-c {strays[0]}`", ctx) from error
-            raise
+        overrides, rest, strays = self.divide(args)
+        takes_words = any(isinstance(parameter, click.Argument) for parameter in self.params)
+        for word in strays:
+            if not takes_words and word.endswith((".yaml", ".yml")):
+                raise click.UsageError(f"a recipe is given by an option: write `-c {word}`", ctx)
+        result = super().parse_args(ctx, rest)
         ctx.params[OVERRIDES] = tuple(overrides)
         return result
 
-    def divide(self, args: list[str]) -> tuple[list[str], list[str]]:
-        """The words of overrides, and the other words."""
+    def divide(self, args: list[str]) -> tuple[list[str], list[str], list[str]]:
+        """The words of overrides, the other words, and those of them that belong to no option."""
         with_value = {
             name
             for parameter in self.params
@@ -57,11 +54,12 @@ class RecipeCommand(click.Command):
         }
         overrides: list[str] = []
         rest: list[str] = []
+        strays: list[str] = []
         words = list(args)
         while words:
             word = words.pop(0)
             if word == "--":
-                return overrides, [*rest, word, *words]
+                return overrides, [*rest, word, *words], strays
             if word in with_value:
                 rest += [word, *words[:1]]
                 words = words[1:]
@@ -73,7 +71,8 @@ class RecipeCommand(click.Command):
                 overrides.append(word)
             else:
                 rest.append(word)
-        return overrides, rest
+                strays += [] if word.startswith("-") else [word]
+        return overrides, rest, strays
 
 
 def recipe_options(function: F) -> F:

@@ -13,11 +13,11 @@ from rich.text import Text
 from automodel.errors import InputError
 from automodel.plugins import Plugin, Plugins, installed
 from automodel.providers import Registered
-from automodel.recipe.definitions import TargetNotFoundError
+from automodel.recipe.modules import TargetNotFoundError
 from automodel.recipe.signature import Parameter, read_signature
 from automodel.suggest import did_you_mean
 
-WIDTH_OF_A_FILE = 1000
+WIDTH_OF_A_FILE = 10_000
 """Columns where the output is no terminal: nothing is cut or wrapped for a reader that is a program."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from automodel.recipe.definitions import Imported, Module, expression_path
+from automodel.recipe.modules import Imported, Module, expression_path
 
 TRUSTED_MODULES = {
     "typing",

@@ -71,7 +71,7 @@ def _from_mapping(overrides: Mapping[str, Any], path: Path_) -> Iterator[tuple[P
     for key, value in overrides.items():
         parts: Path_ = tuple(int(part) if part.isdigit() else part for part in str(key).split("."))
         here = (*path, *parts)
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             yield from _from_mapping(value, here)
         else:
             shown = HIDDEN if any(is_secret(part) for part in here if isinstance(part, str)) else repr(value)

@@ -10,7 +10,8 @@ from functools import cache
 from typing import Any
 
 from automodel.recipe.annotations import ANYTHING, optional, read_annotation
-from automodel.recipe.definitions import Definition, Module, bases, expression_path, find_definition
+from automodel.recipe.definitions import Definition, bases, find_definition
+from automodel.recipe.modules import Module, expression_path
 
 FIELDS_OF_BASES = {"BaseModel", "NamedTuple"}
 NO_FIELD = {"ClassVar", "KW_ONLY"}

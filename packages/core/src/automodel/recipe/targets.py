@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from automodel.errors import InputError
 from automodel.plugins import Plugins
 from automodel.providers import Kind, Registered
 from automodel.recipe.allowed import AllowList
-from automodel.recipe.definitions import TargetNotFoundError, exists, split
+from automodel.recipe.definitions import split
+from automodel.recipe.modules import TargetNotFoundError, exists
 from automodel.recipe.signature import Signature, read_signature
 from automodel.suggest import did_you_mean
 
@@ -105,21 +107,19 @@ class Resolver:
             )
 
     def _unknown(self, name: str, kind: Kind | None) -> str:
-        if kind is None:
-            entries = [entry for known in self.registry.kinds for entry in self.registry.providers(known)]
-            text = f"no provider is called `{name}`"
-        else:
-            entries = self.registry.providers(kind.name)
-            others = {entry.kind for entry in self.registry.find_any(name)}
-            if others:
-                return f"`{name}` is a {' and a '.join(sorted(others))} provider, this needs a {kind.name} provider"
-            text = self.registry.unknown(kind.name, name).partition("; did you mean")[0].partition("; known")[0]
-        if entries:
-            short = [entry.provider.name for entry in entries]
-            long = [alias for entry in entries for alias in entry.provider.aliases]
-            near = did_you_mean(name, [*short, *long])
-            text += near if near.startswith("; did") else did_you_mean(name, short)
-        return f"{text}{self._broken()}"
+        wanted = f"{kind.name} provider" if kind else "provider"
+        others = {entry.kind for entry in self.registry.find_any(name)}
+        if kind and others:
+            return f"`{name}` is a {' and a '.join(sorted(others))} provider, this needs a {wanted}"
+        kinds = [kind.name] if kind else list(self.registry.kinds)
+        entries = [entry for of_kind in kinds for entry in self.registry.providers(of_kind)]
+        if "." in name or not entries:
+            spellings = [alias for entry in entries for alias in entry.provider.aliases]
+            near = get_close_matches(name, spellings, n=1, cutoff=0.95)  # these paths differ little from each other
+            hint = f"did you mean `{near[0]}`?" if near else "`automodel plugins` lists what there is"
+            return f"no installed plugin brings a {wanted} called `{name}`; {hint}{self._broken()}"
+        suggestion = did_you_mean(name, [entry.provider.name for entry in entries])
+        return f"no {wanted} is called `{name}`{suggestion}{self._broken()}"
 
     def _broken(self) -> str:
         plugins = [f"{plugin.name} ({plugin.problem})" for plugin in self.plugins.broken]
