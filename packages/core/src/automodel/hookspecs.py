@@ -74,7 +74,7 @@ def optimizer_providers() -> Iterable[Provider]:
 
 @hookspec
 def lr_scheduler_providers() -> Iterable[Provider]:
-    """Return providers whose call gives a `torch.optim.lr_scheduler.LRScheduler` that is stepped once an optimizer step."""
+    """Return providers whose call gives a torch `LRScheduler`, stepped once an optimizer step."""
 
 
 @hookspec

@@ -79,7 +79,7 @@ def optimizer_providers() -> tuple[Provider, ...]:
     """AdamW with the defaults of fine-tuning; the rest of torch.optim by its short names."""
     names = {"adam": "Adam", "sgd": "SGD", "adafactor": "Adafactor", "nadam": "NAdam", "muon": "Muon"}
     return (
-        Provider("adamw", "automodel.training.optimizers:adamw", summary="fused AdamW with a fine-tuning learning rate"),
+        Provider("adamw", "automodel.training.optimizers:adamw", summary="fused AdamW, lr 5e-5"),
         *(Provider(name, f"torch.optim:{cls}", summary=f"torch.optim.{cls}") for name, cls in names.items()),
     )
 

@@ -105,13 +105,17 @@ def discover(entry_points: Iterable[metadata.EntryPoint]) -> Plugins:
         with _set_apart(plugin, problems):
             for caller in manager.get_hookcallers(module) or ():
                 if not caller.has_spec():
-                    raise TypeError(f"it implements `{caller.name}`, which is no hook{did_you_mean(caller.name, _hooks())}")
+                    raise TypeError(
+                        f"it implements `{caller.name}`, which is no hook{did_you_mean(caller.name, _hooks())}"
+                    )
             for kind_name in found.registry.kinds:
                 for provider in _call(module, f"{kind_name}_providers", Provider):
                     found.registry.add(kind_name, provider, plugin.name)
             for command in _call(module, "cli_commands", Provider):
                 if command.name in found.commands:
-                    raise ValueError(f"the plugin {found.commands[command.name][1].name} has a command {command.name!r}")
+                    raise ValueError(
+                        f"the plugin {found.commands[command.name][1].name} has a command {command.name!r}"
+                    )
                 found.commands[command.name] = (command, plugin)
     for plugin in problems:
         if manager.has_plugin(plugin.name):
@@ -145,7 +149,7 @@ def _call(module: ModuleType, hook: str, of: type[T]) -> list[T]:
     return records
 
 
-def _provider_hook(kind: Kind) -> object:
+def _provider_hook(kind: Kind) -> type:
     def providers() -> Iterable[Provider]:
         return ()
 

@@ -140,7 +140,9 @@ class Registry:
         """The message for a provider that no installed plugin brings."""
         known = [entry.provider.name for entry in self.providers(kind)]
         if not known:
-            return f"no installed plugin brings a {kind} provider, so there is no `{name}`; `automodel plugins` lists them"
+            return (
+                f"no installed plugin brings a {kind} provider, so there is no `{name}`; `automodel plugins` lists them"
+            )
         return f"no {kind} provider is called `{name}`{did_you_mean(name, known)}"
 
     def section_kinds(self) -> dict[str, Kind]:

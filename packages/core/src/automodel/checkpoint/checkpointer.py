@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from automodel.checkpoint import directory, manifest, state
 from automodel.environment import versions
@@ -52,7 +52,8 @@ class Checkpointer:
         step = parts.progress.step
         with directory.publish(self.directory, step) as target:
             if self.save_consolidated:
-                parts.module.save_pretrained(str(target / "model"))
+                module: Any = parts.module
+                module.save_pretrained(str(target / "model"))
                 parts.processor.save_pretrained(str(target / "model"))
             (target / "state").mkdir()
             state.save_state(target / "state", parts)

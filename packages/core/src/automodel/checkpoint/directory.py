@@ -78,10 +78,13 @@ def prune(run_directory: Path, keep_last_n: int, just_saved: Path) -> None:
 def exclusive(run_directory: Path) -> Iterator[None]:
     """Create the directory of a run and keep other runs out of it until the end of the context.
 
+    A directory that this made and nothing was written to is removed again.
+
     Raises:
         InputError: it cannot be written, or another run is using it.
     """
     lock = run_directory / ".lock"
+    made = [path for path in (run_directory, *run_directory.parents) if not path.exists()]
     try:
         run_directory.mkdir(parents=True, exist_ok=True)
         file = lock.open("a+")
@@ -103,7 +106,13 @@ def exclusive(run_directory: Path) -> Iterator[None]:
         file.flush()
         for path in run_directory.glob(f"step_*{_INCOMPLETE}"):
             shutil.rmtree(path)
-        yield
+        try:
+            yield
+        finally:
+            if made and [path.name for path in run_directory.iterdir()] == [lock.name]:
+                lock.unlink()
+                for path in made:
+                    path.rmdir()
 
 
 def _flush(path: Path) -> None:

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from automodel.errors import InputError
 from automodel.training.rng import restore_rng, rng_tensors
@@ -33,7 +36,7 @@ _SCALARS = "trainer.json"
 
 def save_state(directory: Path, parts: Parts) -> None:
     """Write everything that resuming needs into `directory`: `*.safetensors` by DCP and `trainer.json`."""
-    optimizer = get_optimizer_state_dict(parts.module, parts.optimizer, options=_OPTIMIZER)
+    optimizer: dict[str, Any] = get_optimizer_state_dict(parts.module, parts.optimizer, options=_OPTIMIZER)
     tensors = {
         **_model_tensors(parts.module),
         **_prefixed("optimizer", {name: value for name, value in optimizer.items() if torch.is_tensor(value)}),
@@ -42,15 +45,13 @@ def save_state(directory: Path, parts: Parts) -> None:
     scalars = {
         "progress": asdict(parts.progress),
         "optimizer": {name: value for name, value in optimizer.items() if not torch.is_tensor(value)},
-        "lr_scheduler": {
-            name: value for name, value in parts.lr_scheduler.state_dict().items() if name != "lr_lambdas"
-        },
+        "lr_scheduler": parts.lr_scheduler.state_dict(),
         "dataloader": parts.loader.state_dict(),
         "fingerprint": parts.fingerprint,
     }
     with _one_process():
-        writer = dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True)
-        dcp.save(tensors, storage_writer=writer, no_dist=True)
+        writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+        save(tensors, storage_writer=writer, no_dist=True)
     (directory / _SCALARS).write_text(json.dumps(scalars) + "\n", encoding="utf-8")
 
 
@@ -61,19 +62,16 @@ def load_state(directory: Path, parts: Parts) -> None:
         InputError: the checkpoint is of another model, optimizer or adapter.
     """
     scalars = load_model(directory, parts.module, parts.fingerprint)
-    optimizer = get_optimizer_state_dict(parts.module, parts.optimizer, options=_OPTIMIZER)
-    tensors = {
-        **_prefixed("optimizer", {name: value for name, value in optimizer.items() if torch.is_tensor(value)}),
-        **_prefixed("rng", rng_tensors()),
-    }
-    _load_tensors(directory, tensors)
-    optimizer |= {name.removeprefix("optimizer."): value for name, value in tensors.items()} | scalars["optimizer"]
-    optimizer = {name: value for name, value in optimizer.items() if not name.startswith("rng.")}
+    optimizer: dict[str, Any] = get_optimizer_state_dict(parts.module, parts.optimizer, options=_OPTIMIZER)
+    moments = {name: value for name, value in optimizer.items() if torch.is_tensor(value)}
+    rng = rng_tensors()
+    _load_tensors(directory, _prefixed("optimizer", moments) | _prefixed("rng", rng))  # in place
+    optimizer |= scalars["optimizer"]
     set_optimizer_state_dict(parts.module, parts.optimizer, optimizer, options=_OPTIMIZER)
     parts.lr_scheduler.load_state_dict(scalars["lr_scheduler"])
     parts.loader.load_state_dict(scalars["dataloader"])
     parts.progress.__dict__.update(asdict(Progress(**scalars["progress"])))
-    restore_rng({name.removeprefix("rng."): value for name, value in tensors.items() if name.startswith("rng.")})
+    restore_rng(rng)
 
 
 def load_model(directory: Path, module: nn.Module, fingerprint: str) -> dict[str, Any]:
@@ -114,12 +112,13 @@ def _model_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _load_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
     """Read into `tensors`, in place."""
-    reader = dcp.HuggingFaceStorageReader(str(directory))
-    saved = reader.read_metadata().state_dict_metadata
+    reader = HuggingFaceStorageReader(str(directory))
+    metadata = reader.read_metadata().state_dict_metadata
+    saved = {name: tuple(one.size) for name, one in metadata.items() if isinstance(one, TensorStorageMetadata)}
     wrong = [
-        f"{name} is not in it" if name not in saved else f"{name} is {tuple(saved[name].size)} in it"
+        f"{name} is {saved[name]} in it" if name in saved else f"{name} is not in it"
         for name, value in tensors.items()
-        if name not in saved or tuple(saved[name].size) != tuple(value.shape)
+        if saved.get(name) != tuple(value.shape)
     ]
     if wrong:
         raise InputError(
@@ -128,7 +127,7 @@ def _load_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
             "give the recipe it was made with, another checkpoint.checkpoint_dir, or another --resume"
         )
     with _one_process():
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        load(tensors, storage_reader=reader, no_dist=True)
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -166,7 +166,7 @@ def _with_local_batch_size(recipe: Recipe, loader: Target, scheduler: StepSchedu
     return dataclasses.replace(loader, kwargs={**loader.kwargs, "batch_size": local})
 
 
-def _checkpoint_activations(module: nn.Module, recipe: Recipe) -> None:
+def _checkpoint_activations(module: Any, recipe: Recipe) -> None:
     if not hasattr(module, "gradient_checkpointing_enable"):
         raise InputError(
             f"{recipe.where('training', 'activation_checkpointing')}: this model has no gradient_checkpointing_enable()"

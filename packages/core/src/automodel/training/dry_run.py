@@ -54,6 +54,4 @@ def describe_batch(batch: Batch, processor: Any) -> list[str]:
 
 def _segments(ids: Sequence[int], labels: Sequence[int], processor: Any) -> list[str]:
     runs = groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED_LABEL)
-    return [
-        f"  {'>' if labelled else ' '} {processor.decode([token for token, _ in run])!r}" for labelled, run in runs
-    ]
+    return [f"  {'>' if labelled else ' '} {processor.decode([token for token, _ in run])!r}" for labelled, run in runs]

@@ -33,9 +33,7 @@ def fit(parts: Parts) -> None:
     for micro_batches in batches:
         data_wait = time.perf_counter() - started
         lr = parts.optimizer.param_groups[0]["lr"]
-        result = train_step(
-            parts.module, micro_batches, parts.loss_fn, parts.optimizer, parts.options, parts.device
-        )
+        result = train_step(parts.module, micro_batches, parts.loss_fn, parts.optimizer, parts.options, parts.device)
         parts.lr_scheduler.step()
         progress.step += 1
         progress.num_label_tokens += result.num_label_tokens

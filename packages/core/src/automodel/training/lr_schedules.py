@@ -11,9 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from automodel.errors import InputError
 
 
-def constant(
-    optimizer: Optimizer, num_steps: int | None, warmup_steps: int = 0, warmup_ratio: float = 0.0
-) -> LambdaLR:
+def constant(optimizer: Optimizer, num_steps: int | None, warmup_steps: int = 0, warmup_ratio: float = 0.0) -> LambdaLR:
     """The optimizer's learning rate throughout.
 
     Args:

@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,5 +92,7 @@ def label_logits(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def takes_logits_to_keep(module: nn.Module) -> bool:
     """Whether the model computes only the logits it is asked for, as transformers' causal language models do."""
-    model = module.get_base_model() if hasattr(module, "get_base_model") else module
+    model: Any = module
+    if hasattr(model, "get_base_model"):  # peft wraps the model and passes every argument on
+        model = model.get_base_model()
     return "logits_to_keep" in inspect.signature(model.forward).parameters

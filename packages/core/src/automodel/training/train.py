@@ -16,7 +16,7 @@ from automodel.checkpoint.state import load_state
 from automodel.environment import versions
 from automodel.notices import notice, strictness
 from automodel.recipe import Recipe, load_recipe
-from automodel.training.build import build, build_data, build_parts
+from automodel.training.build import build, build_data, build_parts, build_target
 from automodel.training.console import ConsoleProgress
 from automodel.training.loop import fit
 from automodel.training.metrics import MetricsFile
@@ -81,7 +81,7 @@ def run_recipe(recipe: Recipe, resume: str = "auto") -> TrainResult:
             parts.run.step = parts.progress.step
             _tell_resumed(parts, start)
         _describe_run(parts)
-        loggers = [build(recipe, target.path[0], run=parts.run) for target in recipe.sections_of("logger")]
+        loggers = [build_target(recipe, target, run=parts.run) for target in recipe.sections_of("logger")]
         with _registered(manager, [ConsoleProgress(), MetricsFile(), *loggers]):
             try:
                 fit(parts)

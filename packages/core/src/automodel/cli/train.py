@@ -1,0 +1,58 @@
+"""`automodel train` and its other spelling `automodel finetune llm`."""
+
+from __future__ import annotations
+
+import click
+
+from automodel.cli.options import RecipeCommand, recipe_options
+from automodel.notices import strictness
+from automodel.recipe import load_recipe
+
+NEEDED = ("model", "dataset")
+
+
+@click.command(cls=RecipeCommand)
+@recipe_options
+@click.option(
+    "--resume",
+    metavar="auto|PATH|never",
+    default="auto",
+    show_default=True,
+    help="Go on from the newest whole checkpoint of the run's directory, from PATH, or start anew.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Build everything and show a batch with what carries loss; train nothing."
+)
+@click.option("--strict", is_flag=True, help="Fallbacks, such as another attention than the recipe's, are errors.")
+def train(
+    config: tuple[str, ...],
+    allow_target: tuple[str, ...],
+    overrides: tuple[str, ...],
+    resume: str,
+    dry_run: bool,
+    strict: bool,
+) -> None:
+    """Fine-tune a model as a recipe says.
+
+    The same command again goes on where the last one stopped.
+    """
+    recipe = load_recipe(config, overrides, allow_targets=allow_target, needs=NEEDED)
+    with strictness(strict):
+        if dry_run:
+            from automodel.training.dry_run import (
+                dry_run as show,
+            )  # imports torch, after the recipe is known to be good
+
+            click.echo(show(recipe))
+        else:
+            from automodel.training.train import run_recipe  # likewise
+
+            run_recipe(recipe, resume)
+
+
+@click.group()
+def finetune() -> None:
+    """The same as train: `automodel finetune llm -c recipe.yaml`."""
+
+
+finetune.add_command(train, "llm")

@@ -1,0 +1,153 @@
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from automodel import InputError, RunError
+from automodel.checkpoint import directory, manifest
+from automodel.checkpoint.checkpointer import Checkpointer, find_checkpoint
+
+
+def write(run_directory, step, text="weights"):
+    with directory.publish(run_directory, step) as target:
+        (target / "model").mkdir()
+        (target / "model" / "model.safetensors").write_text(text * 100)
+        manifest.write_manifest(target, {"step": step})
+    return run_directory / f"step_{step}"
+
+
+def names(run_directory):
+    return sorted(path.name for path in run_directory.iterdir())
+
+
+def test_checkpoints_are_found_by_looking_in_the_order_of_their_steps(tmp_path):
+    for step in (2, 10, 9):
+        write(tmp_path, step)
+    (tmp_path / "step_x").mkdir()
+    assert [step for step, _ in directory.checkpoints(tmp_path)] == [2, 9, 10]
+    assert directory.latest_verified(tmp_path) == tmp_path / "step_10"
+    assert directory.checkpoints(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: (path / "model" / "model.safetensors").write_text("Weights" + "weights" * 99),
+        lambda path: (path / "model" / "model.safetensors").write_text("weights"),
+        lambda path: (path / "model" / "model.safetensors").unlink(),
+        lambda path: (path / "manifest.json").unlink(),
+        lambda path: (path / "manifest.json").write_text('{"format": 1, "files"'),
+        lambda path: (path / "manifest.json").write_text("[]"),
+    ],
+    ids=["changed", "truncated", "missing", "no manifest", "half a manifest", "no manifest of ours"],
+)
+def test_a_damaged_checkpoint_is_passed_over_with_a_notice(tmp_path, capsys, damage):
+    good = write(tmp_path, 1)
+    damage(write(tmp_path, 2))
+    assert directory.latest_verified(tmp_path) == good
+    assert "step_2 is damaged and passed over" in capsys.readouterr().err
+
+
+def test_an_interrupted_save_leaves_no_checkpoint_and_the_others_as_they_were(tmp_path):
+    good = write(tmp_path, 1)
+    with pytest.raises(ZeroDivisionError), directory.publish(tmp_path, 2) as target:
+        (target / "half").write_text("x")
+        raise ZeroDivisionError
+    assert directory.latest_verified(tmp_path) == good
+    with pytest.raises(RunError, match=r"step 3.*intact"), directory.publish(tmp_path, 3) as target:
+        (target / "half").write_text("x")
+        raise OSError("No space left on device")
+    assert [step for step, _ in directory.checkpoints(tmp_path)] == [1]
+    with directory.exclusive(tmp_path):
+        assert [name for name in names(tmp_path) if name != ".lock"] == ["step_1"]
+
+
+def test_pruning_keeps_the_newest_verified_ones_and_never_counts_a_damaged_one(tmp_path):
+    paths = [write(tmp_path, step) for step in (1, 2, 3, 4)]
+    (paths[2] / "model" / "model.safetensors").write_text("torn")
+    directory.prune(tmp_path, keep_last_n=2, just_saved=paths[3])
+    assert names(tmp_path) == ["step_2", "step_3", "step_4"]
+    directory.prune(tmp_path, keep_last_n=1, just_saved=paths[3])
+    assert names(tmp_path) == ["step_3", "step_4"]
+
+
+def test_two_runs_cannot_write_to_one_directory(tmp_path):
+    script = f"""
+import time
+from pathlib import Path
+from automodel.checkpoint.directory import exclusive
+with exclusive(Path({str(tmp_path / "run")!r})):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(InputError, match=str(other.pid)), directory.exclusive(tmp_path / "run"):
+            pass
+    finally:
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    with directory.exclusive(tmp_path / "run"):  # a killed run leaves no lock behind
+        pass
+
+
+def test_a_run_that_never_wrote_leaves_no_directory(tmp_path):
+    with pytest.raises(InputError), directory.exclusive(tmp_path / "a" / "run"):
+        raise InputError("a bad model, found after the directory was taken")
+    assert names(tmp_path) == []
+
+
+def test_a_directory_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write to"), directory.exclusive(tmp_path / "file" / "run"):
+        pass
+
+
+def test_find_says_what_is_wrong_with_the_path(tmp_path):
+    with pytest.raises(InputError, match="is no directory"):
+        find_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="holds no whole checkpoint"):
+        find_checkpoint(tmp_path)
+    path = write(tmp_path, 1)
+    assert find_checkpoint(path) == find_checkpoint(tmp_path) == path
+    (path / "model" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"damaged: model/model.safetensors is missing"):
+        find_checkpoint(path)
+
+
+def test_which_checkpoint_a_run_starts_from(tmp_path):
+    other = write(tmp_path / "other", 5)
+    checkpointer = Checkpointer(checkpoint_dir=str(tmp_path / "run"), restore_from=str(tmp_path / "other"))
+    assert checkpointer.find("never") is None
+    assert checkpointer.find("auto") == other
+    own = write(tmp_path / "run", 1)
+    assert checkpointer.find("auto") == own
+    assert checkpointer.find(str(other)) == other
+    with pytest.raises(InputError, match="already holds step_1"):
+        checkpointer.find("never")
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_a_kill_during_the_save_leaves_the_last_checkpoint_whole(tmp_path, moment):
+    write(tmp_path, 1)
+    script = f"""
+import os, itertools
+from pathlib import Path
+from automodel.checkpoint import directory, manifest
+for step in itertools.count(2):
+    with directory.publish(Path({str(tmp_path)!r}), step) as target:
+        for name in range(20):
+            (target / f"{{name}}.bin").write_bytes(os.urandom(100_000))
+        manifest.write_manifest(target, {{"step": step}})
+    directory.prune(Path({str(tmp_path)!r}), 2, Path({str(tmp_path)!r}) / f"step_{{step}}")
+"""
+    process = subprocess.Popen([sys.executable, "-c", script])
+    while not (tmp_path / "step_3").exists():
+        time.sleep(0.01)
+    time.sleep(0.037 * moment)
+    process.kill()
+    process.wait()
+    latest = directory.latest_verified(tmp_path)
+    assert latest == directory.checkpoints(tmp_path)[-1][1], "the newest directory must be whole"

@@ -1,0 +1,124 @@
+import json
+import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from automodel import InputError
+from automodel.checkpoint.checkpointer import Checkpointer
+from automodel.checkpoint.state import fingerprint, load_state, save_state
+from automodel.interfaces import Run
+from automodel.training.dataloader import DataLoader
+from automodel.training.loop import fit
+from automodel.training.loss import cross_entropy
+from automodel.training.lr_schedules import cosine
+from automodel.training.options import TrainingOptions
+from automodel.training.parts import Parts
+from automodel.training.step_scheduler import StepScheduler
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
+from tiny import TinyLM, rows
+
+PROCESSOR = SimpleNamespace(pad_token_id=0)
+OPTIMIZERS = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True),
+    "sgd with momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
+}
+
+
+class Hooks:
+    """Records the losses that loggers would see."""
+
+    def __init__(self):
+        self.losses = []
+
+    def __getattr__(self, name):
+        return self._step_end if name == "step_end" else lambda **_: None
+
+    def _step_end(self, step, metrics):
+        self.losses.append((step, metrics["loss"], metrics["grad_norm"], metrics["lr"]))
+
+
+def parts(tmp_path, optimizer="adamw", seed=0, frozen=False, max_steps=9, width=8):
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    module = TinyLM(dropout=0.3, width=width)
+    mark = fingerprint(module)
+    if frozen:
+        module.embed.requires_grad_(False)
+    built = OPTIMIZERS[optimizer]([p for p in module.parameters() if p.requires_grad])
+    return Parts(
+        recipe=SimpleNamespace(),
+        run=Run("tiny", tmp_path, {}, max_steps=max_steps),
+        hooks=Hooks(),
+        device=torch.device("cpu"),
+        processor=PROCESSOR,
+        module=module,
+        fingerprint=mark,
+        optimizer=built,
+        lr_scheduler=cosine(built, num_steps=9, warmup_steps=2),
+        loader=DataLoader(rows(13), PROCESSOR, batch_size=2, seed=1),
+        validation_loader=None,
+        loss_fn=cross_entropy(),
+        options=TrainingOptions(),
+        scheduler=StepScheduler(max_steps=max_steps),
+        checkpointer=Checkpointer(enabled=False, checkpoint_dir=str(tmp_path)),
+        micro_batches_per_step=2,
+        num_steps=max_steps,
+    )
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("saved_at", [1, 4, 7])
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path, optimizer, frozen, saved_at):
+    whole = parts(tmp_path, optimizer, frozen=frozen)
+    fit(whole)
+
+    first = parts(tmp_path, optimizer, frozen=frozen, max_steps=saved_at)
+    fit(first)
+    (tmp_path / "state").mkdir()
+    save_state(tmp_path / "state", first)
+    drawn = (random.random(), np.random.rand(), torch.rand(1).item())
+
+    second = parts(tmp_path, optimizer, frozen=frozen)
+    torch.manual_seed(99)
+    load_state(tmp_path / "state", second)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == drawn
+    load_state(tmp_path / "state", second)
+    fit(second)
+    assert first.hooks.losses + second.hooks.losses == whole.hooks.losses
+    for name, tensor in whole.module.state_dict().items():
+        assert torch.equal(tensor, second.module.state_dict()[name]), name
+
+
+def test_the_state_is_safetensors_and_json_only(tmp_path):
+    run = parts(tmp_path)
+    (tmp_path / "state").mkdir()
+    save_state(tmp_path / "state", run)
+    assert {path.suffix for path in (tmp_path / "state").iterdir()} == {".safetensors", ".json"}
+    json.loads((tmp_path / "state" / "trainer.json").read_text())
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    (tmp_path / "state").mkdir()
+    save_state(tmp_path / "state", parts(tmp_path))
+    with pytest.raises(InputError, match="another model"):
+        load_state(tmp_path / "state", parts(tmp_path, seed=1))
+    with pytest.raises(InputError, match="another model"):
+        load_state(tmp_path / "state", parts(tmp_path, width=16))
+
+
+def test_a_checkpoint_of_another_set_of_trained_parameters_is_refused(tmp_path):
+    (tmp_path / "state").mkdir()
+    save_state(tmp_path / "state", parts(tmp_path, frozen=True))
+    before = parts(tmp_path)
+    with pytest.raises(InputError, match=r"does not fit this recipe.*model\.embed\.weight is not in it"):
+        load_state(tmp_path / "state", before)
+    with pytest.raises(InputError, match="does not fit this recipe"):
+        load_state(tmp_path / "state", parts(tmp_path, "adafactor", frozen=True))

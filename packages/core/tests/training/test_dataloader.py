@@ -1,0 +1,153 @@
+from types import SimpleNamespace
+
+import pytest
+from automodel import InputError
+from automodel.training.dataloader import DataLoader, MicroBatchSampler
+from automodel.training.step_scheduler import Progress, StepScheduler, global_batches
+from torch.utils.data import IterableDataset
+
+PROCESSOR = SimpleNamespace(pad_token_id=0)
+SAMPLES = [{"input_ids": [index], "labels": [index]} for index in range(1, 24)]
+
+
+def ids(batch):
+    return batch["input_ids"].flatten().tolist()
+
+
+def loader(dataset=SAMPLES, **options):
+    return DataLoader(dataset, PROCESSOR, **{"batch_size": 2, "seed": 3, **options})
+
+
+class Stream(IterableDataset):
+    """Counts, and says where it is, as torchdata asks."""
+
+    def __init__(self):
+        self.next = 1
+
+    def __iter__(self):
+        while self.next < 24:
+            value, self.next = self.next, self.next + 1
+            yield {"input_ids": [value], "labels": [value]}
+        self.next = 1
+
+    def state_dict(self):
+        return {"next": self.next}
+
+    def load_state_dict(self, state):
+        self.next = state["next"]
+
+
+def test_the_order_of_samples_is_independent_of_the_world_size():
+    orders = []
+    for world_size in (1, 2, 4):
+        ranks = [
+            MicroBatchSampler(32, 8 // world_size, True, seed=5, rank=r, world_size=world_size)
+            for r in range(world_size)
+        ]
+        turns = zip(*(list(rank) for rank in ranks), strict=True)
+        orders.append([index for turn in turns for micro_batch in turn for index in micro_batch])
+    assert orders[0] == orders[1] == orders[2]
+    assert sorted(orders[0]) == list(range(32)) != orders[0]
+
+
+def test_every_epoch_has_its_own_order_and_every_sample_once():
+    ours = loader()
+    first, second = ([i for batch in ours.micro_batches(epoch) for i in ids(batch)] for epoch in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(1, 24))
+    assert first != second
+    assert first == [i for batch in loader(num_workers=2).micro_batches(0) for i in ids(batch)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_goes_on_at_its_sample_position(num_workers):
+    whole = [ids(batch) for batch in loader().micro_batches(1)]
+    assert [ids(batch) for batch in loader(num_workers=num_workers).micro_batches(1, start=6)] == whole[3:]
+
+
+def test_drop_last_leaves_out_what_fills_no_micro_batch_for_every_process():
+    samplers = [MicroBatchSampler(23, 2, False, drop_last=True, rank=rank, world_size=2) for rank in range(2)]
+    assert [len(list(sampler)) for sampler in samplers] == [5, 5] == [s.num_micro_batches() for s in samplers]
+    assert MicroBatchSampler(23, 2, False).num_micro_batches() == 12 == len(list(MicroBatchSampler(23, 2, False)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_resumes_exactly(num_workers):
+    whole = [ids(batch) for batch in loader(Stream(), num_workers=num_workers).micro_batches(0)]
+    first = loader(Stream(), num_workers=num_workers)
+    batches = first.micro_batches(0)
+    seen = [ids(next(batches)) for _ in range(4)]
+    state = first.state_dict()
+    second = loader(Stream(), num_workers=num_workers)
+    second.load_state_dict(state)
+    assert seen + [ids(batch) for batch in second.micro_batches(0)] == whole
+
+
+def test_a_stream_saved_with_other_workers_says_so():
+    state = loader(Stream()).state_dict()
+    with pytest.raises(InputError, match="num_workers: 0"):
+        loader(Stream(), num_workers=1).load_state_dict(state)
+
+
+def test_more_workers_than_cores_are_not_started(capsys):
+    assert loader(num_workers=999).num_micro_batches() == 12
+    assert "num_workers: 999 is more than" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": []}, "empty"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"shuffle": True, "sampler": "sequential"}, "contradict"),
+        ({"dataset": Stream(), "shuffle": True}, "its own order"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        loader(**options)
+
+
+def test_global_batches_go_on_where_progress_stands():
+    def run(progress, num_epochs=2):
+        return [[ids(b) for b in step] for step in global_batches(loader(), progress, 3, num_epochs)]
+
+    whole = run(Progress())
+    assert len(whole) == 8  # 12 micro-batches an epoch, 3 a step
+    for steps_done in range(8):
+        progress = Progress()
+        steps = global_batches(loader(), progress, 3, 2)
+        for _ in range(steps_done):
+            next(steps)
+        assert run(Progress(epoch=progress.epoch, position=progress.position)) == whole[steps_done:]
+
+
+def test_an_epoch_without_a_micro_batch_is_an_error_and_no_endless_loop():
+    with pytest.raises(InputError, match="no micro-batch"):
+        next(global_batches(loader(batch_size=50, drop_last=True), Progress(), 1, None))
+
+
+@pytest.mark.parametrize(
+    ("options", "per_epoch", "steps"),
+    [
+        ({"max_steps": 7}, 10, 7),
+        ({}, 10, 5),
+        ({"num_epochs": 3}, 10, 15),
+        ({"num_epochs": 3, "max_steps": 4}, 10, 4),
+        ({"num_epochs": 2}, 11, 12),
+        ({"num_epochs": 2}, None, None),
+        ({"max_steps": 9}, None, 9),
+    ],
+)
+def test_the_number_of_steps(options, per_epoch, steps):
+    assert StepScheduler(**options).num_steps(2, per_epoch) == steps
+
+
+def test_a_global_batch_size_gives_the_accumulation():
+    assert StepScheduler(global_batch_size=32).micro_batches_per_step(8) == 4
+    assert StepScheduler(grad_acc_steps=3).micro_batches_per_step(8) == 3
+    with pytest.raises(InputError, match="whole number"):
+        StepScheduler(global_batch_size=30).micro_batches_per_step(8)
+    with pytest.raises(InputError, match="grad_acc_steps"):
+        StepScheduler(global_batch_size=32, grad_acc_steps=2).micro_batches_per_step(8)
+    with pytest.raises(InputError, match="max_steps must be at least 1"):
+        StepScheduler(max_steps=0)

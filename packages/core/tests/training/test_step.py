@@ -1,0 +1,114 @@
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from automodel import InputError, RunError
+from automodel.training.collate import pad
+from automodel.training.loss import cross_entropy
+from automodel.training.options import TrainingOptions
+from automodel.training.step import label_logits, train_step
+from tiny import AllLogitsLM, TinyLM, rows
+from torch.nn import functional as F
+
+CPU = torch.device("cpu")
+COLLATE = pad(SimpleNamespace(pad_token_id=0))
+
+
+def steps(module, splits, optimizer=None, options=None, num_steps=4):
+    """Losses of a few steps on the same global batches, each cut into `splits` micro-batches."""
+    optimizer = optimizer or torch.optim.SGD(module.parameters(), lr=5.0)
+    losses = []
+    for step in range(num_steps):
+        samples = rows(8, seed=step)
+        size = 8 // splits
+        micro_batches = [COLLATE(samples[start : start + size]) for start in range(0, 8, size)]
+        options = options or TrainingOptions(max_grad_norm=None)
+        losses.append(train_step(module, micro_batches, cross_entropy(), optimizer, options, CPU).loss)
+    return losses
+
+
+def test_loss_is_independent_of_accumulation():
+    torch.manual_seed(0)
+    module = TinyLM()
+    whole, halves, ones = (steps(copy.deepcopy(module), splits) for splits in (1, 2, 8))
+    assert halves == pytest.approx(whole, rel=1e-5)
+    assert ones == pytest.approx(whole, rel=1e-5)
+    assert whole[0] != pytest.approx(whole[-1], rel=1e-3), "nothing was learnt, so nothing was compared"
+
+
+def test_loss_and_gradient_equal_plain_pytorch():
+    torch.manual_seed(0)
+    module = TinyLM()
+    plain = copy.deepcopy(module)
+    batch = COLLATE(rows(4))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+    result = train_step(module, [batch], cross_entropy(), optimizer, TrainingOptions(max_grad_norm=0.1), CPU)
+
+    logits = plain(batch["input_ids"]).logits
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+    torch.optim.SGD(plain.parameters(), lr=0.5).step()
+    assert result.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert result.grad_norm == pytest.approx(norm.item(), rel=1e-5)
+    assert norm > 0.1, "nothing was clipped"
+    for ours, theirs in zip(module.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_logits_are_the_same_whether_or_not_the_model_can_leave_some_out():
+    torch.manual_seed(0)
+    module, whole = TinyLM(), AllLogitsLM()
+    whole.load_state_dict(module.state_dict())
+    batch = COLLATE(rows(5))
+    for ours, theirs in zip(label_logits(module, batch), label_logits(whole, batch), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(value):
+    module = TinyLM()
+    optimizer = torch.optim.AdamW(module.parameters())
+    with torch.no_grad():
+        module.head.bias[3] = value
+    before = copy.deepcopy(module.state_dict())
+    result = train_step(module, [COLLATE(rows(4))], cross_entropy(), optimizer, TrainingOptions(), CPU)
+    assert not result.updated
+    assert all(parameter.grad is None for parameter in module.parameters())
+    for name, tensor in module.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], equal_nan=True, rtol=0, atol=0)
+
+
+def test_a_step_that_is_not_finite_stops_the_run_where_the_recipe_says_so():
+    module = TinyLM()
+    with torch.no_grad():
+        module.head.bias[3] = float("nan")
+    optimizer = torch.optim.AdamW(module.parameters())
+    options = TrainingOptions(on_nonfinite="stop")
+    with pytest.raises(RunError, match="on_nonfinite"):
+        train_step(module, [COLLATE(rows(4))], cross_entropy(), optimizer, options, CPU)
+
+
+def test_a_batch_without_labels_is_an_error():
+    batch = COLLATE([{"input_ids": [1, 2, 3], "labels": [-100] * 3}])
+    module = TinyLM()
+    with pytest.raises(InputError, match="masked"):
+        train_step(module, [batch], cross_entropy(), torch.optim.SGD(module.parameters()), TrainingOptions(), CPU)
+
+
+def test_mixed_precision_keeps_parameters_in_fp32_and_stays_near_the_fp32_loss():
+    torch.manual_seed(0)
+    module = TinyLM()
+    mixed = copy.deepcopy(module)
+    exact = steps(module, 1)
+    rounded = steps(mixed, 1, options=TrainingOptions(max_grad_norm=None, mixed_precision="bf16"))
+    assert {parameter.dtype for parameter in mixed.parameters()} == {torch.float32}
+    assert rounded == pytest.approx(exact, rel=2e-2)
+    assert rounded != exact, "autocast was not on"
+
+
+def test_label_smoothing_is_torchs():
+    logits, labels = torch.randn(6, 17), torch.randint(0, 17, (6,))
+    expected = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
+    torch.testing.assert_close(cross_entropy(label_smoothing=0.1)(logits, labels), expected)
