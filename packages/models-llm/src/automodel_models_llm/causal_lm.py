@@ -255,7 +255,7 @@ def _load_tokenizer(location: Location, revision: str | None, cache_dir: str | N
     return load_tokenizer(location, revision, cache_dir, trust_remote_code)
 
 
-def _ready(module: torch.nn.Module, device: torch.device, use_liger_kernel: bool) -> torch.nn.Module:
+def _ready(module: Any, device: torch.device, use_liger_kernel: bool) -> torch.nn.Module:
     module.config.use_cache = (
         False  # a cache kept during training costs memory and makes packed documents see each other
     )

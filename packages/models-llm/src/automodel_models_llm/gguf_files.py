@@ -53,7 +53,7 @@ def load_gguf(gguf: Path, dtype: str, attention: str) -> torch.nn.Module:
         module = _dequantise(gguf, dtype, attention)
         if sum(tensor.nbytes for tensor in module.parameters()) <= MAX_CACHED_BYTES:
             try:
-                with publish(target) as directory:
+                with publish(target) as directory, quiet_unless_terminal():
                     module.save_pretrained(directory)
             except OSError as error:  # a full disk is no reason not to train
                 notice(f"the dequantised weights of {gguf.name} could not be kept in {target.parent}: {error}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from automodel import InputError
 from automodel.notices import notice
@@ -77,7 +77,7 @@ def usable_attention(name: str, device: torch.device) -> str:
     return "sdpa"
 
 
-def apply_liger(module: torch.nn.Module, device: torch.device) -> None:
+def apply_liger(module: Any, device: torch.device) -> None:
     """Put Liger's fused kernels into a loaded model, in place, or say why its plain kernels stay.
 
     Raises:

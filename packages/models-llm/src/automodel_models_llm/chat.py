@@ -1,0 +1,123 @@
+"""Chat templates: the text of a conversation, and which of its characters the assistant says."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from automodel_models_llm.bad_rows import BadRowError
+from automodel_models_llm.row_formats import Conversation, Message, has_loss
+
+Span = tuple[int, int]
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class ChatTemplate:
+    """A tokenizer's chat template.
+
+    A turn of the assistant is what the model has to say once it is asked to go on: everything after the generation
+    prompt, up to and with the end-of-turn token. A template with `{% generation %}` markers says so itself. For the
+    others the turn is found by rendering the conversation up to it and with it.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._special = tuple(sorted(tokenizer.all_special_tokens, key=len, reverse=True))
+        self._special += tuple(str(token) for token in tokenizer.added_tokens_decoder.values())
+
+    def render(self, conversation: Conversation) -> tuple[str, list[Span]]:
+        """The text, and the character spans that carry loss.
+
+        Raises:
+            BadRowError: the template refuses the conversation, or a turn cannot be found in its text.
+        """
+        template = self._tokenizer.get_chat_template(None, conversation.tools)
+        calls = any(message.get("tool_calls") for message in conversation.messages)
+        for word, present in (("tools", conversation.tools), ("tool_calls", calls)):
+            if present and word not in template:
+                raise BadRowError(f"`{word}`, but the tokenizer's chat template has no place for them")
+        if _GENERATION.search(template):
+            return self._render_marked(conversation, template)
+        text = self._text(conversation, len(conversation.messages))
+        spans = []
+        for index, message in enumerate(conversation.messages):
+            if index >= conversation.num_context and has_loss(message):
+                spans.append(self._turn(conversation, index, text))
+        return text, spans
+
+    def _turn(self, conversation: Conversation, index: int, text: str) -> Span:
+        before = self._text(conversation, index, ask=True)
+        if not text.startswith(before):
+            raise BadRowError(
+                f"the chat template's generation prompt is not how it begins message {index + 1}, a turn of the "
+                "assistant; give the tokenizer a template with {% generation %} markers"
+            )
+        last = index + 1 == len(conversation.messages)
+        through = text if last else self._text(conversation, index + 1)
+        if len(through) > len(before) and text.startswith(through):
+            return len(before), self._without_newline(text, len(before), len(through))
+        return len(before), self._end_by_token(conversation.messages[index], text, len(before), through)
+
+    def _end_by_token(self, message: Message, text: str, start: int, through: str) -> int:
+        """The end of a turn that the template writes differently once more turns follow (it drops the reasoning)."""
+        closing = next((token for token in self._special if through.rstrip().endswith(token)), None)
+        end = text.find(closing, start) if closing is not None else -1
+        said = text[start:end].strip()
+        content = message.get("content") or ""
+        if closing is None or end < 0 or not said or said not in content or message.get("tool_calls"):
+            raise BadRowError(
+                "the chat template writes a turn of the assistant differently once more turns follow, so it cannot be "
+                "found; split the conversation, or give the tokenizer a template with {% generation %} markers"
+            )
+        return end + len(closing)
+
+    def _without_newline(self, text: str, start: int, end: int) -> int:
+        """Leave out white space after an end-of-turn token: the model has stopped by then."""
+        trimmed = text[start:end].rstrip()
+        return start + len(trimmed) if trimmed.endswith(self._special) else end
+
+    def _text(self, conversation: Conversation, num_messages: int, ask: bool = False) -> str:
+        if num_messages == 0 and not ask:
+            return ""
+        try:
+            return self._tokenizer.apply_chat_template(
+                [_visible(message) for message in conversation.messages[:num_messages]],
+                tools=conversation.tools,
+                tokenize=False,
+                add_generation_prompt=ask,
+            )
+        except _template_errors() as error:
+            raise BadRowError(f"the chat template refuses the conversation: {error}") from error
+
+    def _render_marked(self, conversation: Conversation, template: str) -> tuple[str, list[Span]]:
+        # transformers 5.23: what apply_chat_template itself calls; only this gives characters instead of tokens
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            texts, marked = render_jinja_template(
+                conversations=[[_visible(message) for message in conversation.messages]],
+                tools=conversation.tools,
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                **self._tokenizer.special_tokens_map,
+            )
+        except _template_errors() as error:
+            raise BadRowError(f"the chat template refuses the conversation: {error}") from error
+        spans: list[Span] = marked[0]
+        turns = [index for index, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+        wanted = [i for i in turns if i >= conversation.num_context and has_loss(conversation.messages[i])]
+        if wanted == turns:
+            return texts[0], spans
+        if len(spans) != len(turns):
+            raise BadRowError("some of the assistant's turns carry no loss, but the template marks them together")
+        return texts[0], [span for index, span in zip(turns, spans, strict=True) if index in wanted]
+
+
+def _visible(message: Message) -> Message:
+    return {key: value for key, value in message.items() if key != "weight"}
+
+
+def _template_errors() -> tuple[type[Exception], ...]:
+    from jinja2 import TemplateError
+
+    return (TemplateError, TypeError, KeyError, ValueError)

@@ -1,0 +1,175 @@
+"""From rows to tokens and the mask of those that carry loss."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from automodel import InputError
+
+from automodel_models_llm.bad_rows import BadRowError, RowReport
+from automodel_models_llm.chat import ChatTemplate, Span
+from automodel_models_llm.row_formats import Completion, Conversation, RowFormats, Text
+from automodel_models_llm.sources import Row
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+NO_LOSS = -100
+
+
+class Encoded(NamedTuple):
+    """One sample: N tokens (int32) and whether each carries loss (bool)."""
+
+    tokens: NDArray[np.int32]
+    loss: NDArray[np.bool_]
+
+    def sample(self) -> dict[str, NDArray[np.int32]]:
+        """The sample as collate functions take it: `input_ids`, and `labels` that are the same or -100."""
+        labels_N = np.where(self.loss, self.tokens, np.int32(NO_LOSS))
+        return {"input_ids": self.tokens, "labels": labels_N}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A row as text.
+
+    Args:
+        text: the whole text.
+        spans: the characters that carry loss.
+        bounded: the beginning-of-text token of the tokenizer comes first, and the end-of-text token last, with loss.
+            Chat templates write their own.
+    """
+
+    text: str
+    spans: list[Span]
+    bounded: bool
+
+
+class Encoder:
+    """Encodes rows.
+
+    Args:
+        tokenizer: a transformers tokenizer with a `tokenizers` backend.
+        formats: reads the columns.
+        max_length: tokens a row may have; None for any number.
+        truncation: what becomes of longer rows: `error`, `skip`, cut on the `right` or `left`, or `split`.
+        answer_only: only answers carry loss; otherwise every token does.
+
+    Raises:
+        InputError: the tokenizer has no such backend, or lacks the token or template that is needed.
+    """
+
+    def __init__(
+        self, tokenizer: Any, formats: RowFormats, max_length: int | None, truncation: str, answer_only: bool
+    ) -> None:
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise InputError(f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json, which data sets need")
+        self.formats, self.max_length, self.truncation, self.answer_only = formats, max_length, truncation, answer_only
+        # a copy without the step that adds special tokens: in byte-level tokenizers it also moves offsets past spaces
+        self._backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.post_processor = None
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._chat = ChatTemplate(tokenizer) if tokenizer.chat_template else None
+        self._template = tokenizer.chat_template
+        self._bos_ids = _bos_ids(tokenizer)
+        self._eos_id: int | None = tokenizer.eos_token_id
+
+    def digest(self) -> str:
+        """Changes when the same rows would be encoded differently."""
+        settings = (self.formats, self.max_length, self.truncation, self.answer_only, self._bos_ids, self._eos_id)
+        text = "\0".join((self._backend.to_str(), repr(self._template), repr(settings)))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def encode(self, rows: Sequence[Row], report: RowReport) -> list[list[Encoded]]:
+        """The samples of each row: one, none for a row that is left out, several for one that is split.
+
+        What is wrong with a row goes into the report.
+        """
+        samples: list[list[Encoded]] = [[] for _ in rows]
+        rendered = {}
+        for index, row in enumerate(rows):
+            try:
+                rendered[index] = self._render(row)
+            except BadRowError as error:
+                report.bad(row.place, str(error))
+        encodings = self._backend.encode_batch([item.text for item in rendered.values()], add_special_tokens=False)
+        for (index, item), encoding in zip(rendered.items(), encodings, strict=True):
+            try:
+                samples[index] = self._fit(self._label(item, encoding), rows[index], report)
+            except BadRowError as error:
+                report.bad(rows[index].place, str(error))
+        return samples
+
+    def _render(self, row: Row) -> Rendered:
+        content = self.formats.read(row.columns())
+        match content:
+            case Text(text):
+                return Rendered(text, [(0, len(text))], bounded=True)
+            case Completion(prompt, completion):
+                text = prompt + completion
+                spans, bounded = [(len(prompt), len(text))], True
+            case Conversation():
+                if self._chat is None:
+                    raise BadRowError("a conversation, but the tokenizer has no chat template")
+                text, spans = self._chat.render(content)
+                bounded = False
+        return Rendered(text, spans if self.answer_only else [(0, len(text))], bounded)
+
+    def _label(self, item: Rendered, encoding: Any) -> Encoded:
+        tokens_N = np.array(encoding.ids, dtype=np.int32)
+        loss_N = np.zeros(len(tokens_N), dtype=np.bool_)
+        for start, end in item.spans:
+            loss_N[_token_from(encoding, start, len(item.text)) : _token_from(encoding, end, len(item.text))] = True
+        if item.bounded:
+            if self._eos_id is None:
+                raise InputError("the tokenizer has no end-of-text token, with which rows without a chat template end")
+            num_bos = len(self._bos_ids)
+            tokens_N = np.concatenate([self._bos_ids, tokens_N, [self._eos_id]]).astype(np.int32)
+            loss_N = np.concatenate([np.full(num_bos, not self.answer_only), loss_N, [True]])
+        if not loss_N[1:].any():
+            raise BadRowError("no token of it carries loss")
+        return Encoded(tokens_N, loss_N)
+
+    def _fit(self, encoded: Encoded, row: Row, report: RowReport) -> list[Encoded]:
+        num_tokens, limit = len(encoded.tokens), self.max_length
+        if limit is None or num_tokens <= limit:
+            return [encoded]
+        report.long(row.place, num_tokens)
+        match self.truncation:
+            case "right":
+                parts = [slice(0, limit)]
+            case "left":
+                parts = [slice(num_tokens - limit, num_tokens)]
+            case "split":
+                parts = [slice(start, start + limit) for start in range(0, num_tokens - 1, limit)]
+            case _:
+                return []
+        cut = [Encoded(encoded.tokens[part], encoded.loss[part]) for part in parts]
+        kept = [sample for sample in cut if sample.loss[1:].any()]
+        if not kept:
+            raise BadRowError(
+                f"{num_tokens} tokens, and none of the {limit} that truncation: {self.truncation} keeps carries loss"
+            )
+        return kept
+
+
+def _token_from(encoding: Any, char: int, num_chars: int) -> int:
+    """The first token that begins at this character or later."""
+    while char < num_chars:
+        token = encoding.char_to_token(char)
+        if token is not None:  # None: the tokenizer drops this character
+            first, _ = encoding.token_to_chars(token)
+            return token if first >= char else token + 1
+        char += 1
+    return len(encoding.ids)
+
+
+def _bos_ids(tokenizer: Any) -> list[int]:
+    """The token that the tokenizer puts before a text, if it does."""
+    ids = tokenizer("", add_special_tokens=True)["input_ids"]
+    return [int(ids[0])] if len(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
