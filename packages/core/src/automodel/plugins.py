@@ -94,13 +94,15 @@ def discover(entry_points: Iterable[metadata.EntryPoint]) -> Plugins:
             problems[plugin] = f"blocked by {BLOCKED_VARIABLE}"
             continue
         with _set_apart(plugin, problems):
-            modules[plugin] = entry.load()
-            _check_version(modules[plugin])
-            manager.register(modules[plugin], plugin.name)
-            for kind in _call(modules[plugin], "kinds", Kind):
+            module = entry.load()
+            _check_version(module)
+            manager.register(module, plugin.name)
+            for kind in _call(module, "kinds", Kind):
                 found.registry.add_kind(kind)
-                if not hasattr(manager.hook, f"{kind.name}_providers"):
+                caller = getattr(manager.hook, f"{kind.name}_providers", None)
+                if caller is None or not caller.has_spec():  # the plugin's own implementation made a hook without spec
                     manager.add_hookspecs(_provider_hook(kind))
+            modules[plugin] = module
     for plugin, module in modules.items():
         with _set_apart(plugin, problems):
             for caller in manager.get_hookcallers(module) or ():
@@ -118,6 +120,8 @@ def discover(entry_points: Iterable[metadata.EntryPoint]) -> Plugins:
                     )
                 found.commands[command.name] = (command, plugin)
     for plugin in problems:
+        found.registry.remove(plugin.name)
+        found.commands = {name: pair for name, pair in found.commands.items() if pair[1] != plugin}
         if manager.has_plugin(plugin.name):
             manager.unregister(name=plugin.name)
     found.plugins = [replace(plugin, problem=problems.get(plugin)) for plugin, _ in candidates]

@@ -104,6 +104,11 @@ class Registry:
             entries.append(entry)
         self._entries.setdefault(kind, []).append(entry)
 
+    def remove(self, plugin: str) -> None:
+        """Forget every provider of a plugin."""
+        for entries in (*self._entries.values(), *self._by_key.values()):
+            entries[:] = [entry for entry in entries if entry.plugin != plugin]
+
     def providers(self, kind: str) -> list[Registered]:
         """Every provider of a kind, in the order of registration."""
         return list(self._entries.get(kind, ()))

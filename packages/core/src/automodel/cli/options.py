@@ -36,11 +36,15 @@ class RecipeCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take the overrides out and let click parse the rest."""
         overrides, rest, strays = self.divide(args)
-        takes_words = any(isinstance(parameter, click.Argument) for parameter in self.params)
-        for word in strays:
-            if not takes_words and word.endswith((".yaml", ".yml")):
-                raise click.UsageError(f"a recipe is given by an option: write `-c {word}`", ctx)
-        result = super().parse_args(ctx, rest)
+        files = [word for word in strays if word.endswith((".yaml", ".yml"))]
+        try:
+            result = super().parse_args(ctx, rest)
+        except click.NoSuchOption:
+            raise
+        except click.UsageError as error:
+            if not files:
+                raise
+            raise click.UsageError(f"a recipe is given by an option: write `-c {files[0]}`", ctx) from error
         ctx.params[OVERRIDES] = tuple(overrides)
         return result
 

@@ -75,7 +75,8 @@ class Checker:
         name = default if named is None else named.value
         place = named.place if named else node.key or node.place
         if not isinstance(name, str) or not name:
-            self.problems.add(place, (*path, TARGET), "must be the name of a provider or a dotted path")
+            if not self.problems.concern((*path, TARGET)):
+                self.problems.add(place, (*path, TARGET), "must be the name of a provider or a dotted path")
             return None
         try:
             resolved = self.resolver.resolve(str(name), kind)
@@ -115,9 +116,8 @@ class Checker:
 
     def value(self, node: Node, path: Path_, parameter: Parameter) -> Any:
         """Check a value against its parameter."""
-        before = len(self.problems.found)
         raw = self.raw(node, path)
-        if len(self.problems.found) > before:
+        if self.problems.concern(path):  # what is wrong already is not reported a second time as a wrong type
             return raw
         if isinstance(raw, Target) and not parameter.takes_target:
             self.problems.add(node.place, path, f"expected {describe(parameter.annotation)}, found a `_target_`")

@@ -117,8 +117,16 @@ def _lookup(module_name: str, name: str, seen: set[tuple[str, str]]) -> Definiti
                 continue
     if binding is not None:
         raise TargetNotFoundError(f"`{module_name}.{name}` is no function or class that can be read", module_name)
-    known = [word for word in (*module.bindings, *module.submodules()) if not word.startswith("_")]
-    raise TargetNotFoundError(f"`{module_name}` has no `{name}`{did_you_mean(name, known)}", module_name)
+    raise TargetNotFoundError(f"`{module_name}` has no `{name}`{did_you_mean(name, _public(module))}", module_name)
+
+
+def _public(module: Module) -> list[str]:
+    """The names that a module offers, for suggestions; a name goes before a submodule that differs only in case."""
+    sources = [module, *(source for star in module.stars if (source := load_module(star)) is not None)]
+    names = [name for source in sources for name in source.bindings]
+    lowered = {name.lower() for name in names}
+    names += [name for name in module.submodules() if name.lower() not in lowered]
+    return [name for name in names if not name.startswith("_")]
 
 
 def _follow(module: Module, words: list[str], seen: set[tuple[str, str]]) -> Definition | str:

@@ -152,6 +152,7 @@ def _read(name: str, directories: tuple[Path, ...], tree: ast.Module) -> Module:
 
 
 def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a block and of the `if`, `try` and `with` blocks in it, in the order of the source."""
     for statement in body:
         yield statement
         if isinstance(statement, ast.If | ast.Try | ast.With):

@@ -101,8 +101,7 @@ def _put(node: Node, path: Path_, depth: int, new: Node, problems: Problems) -> 
         elements[part] = replace(_put(elements[part], path, depth + 1, new, problems), key=elements[part].key)
         return replace(node, value=elements)
     if not isinstance(node.value, dict) and node.value is not None:
-        found = "***" if node.secret else repr(node.value)
-        problems.add(new.place, (), f"`{dotted(path[:depth])}` is {found} and has no keys")
+        problems.add(new.place, (), f"`{dotted(path[:depth])}` is a single value and has no keys")
         return node
     children = dict(node.value or {})
     old = children.get(part, Node(None, new.place, key=new.place))

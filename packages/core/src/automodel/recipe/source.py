@@ -108,7 +108,8 @@ class Problem:
     def __str__(self) -> str:
         key = dotted(self.path)
         if not self.place.line and self.place.text:
-            named = "" if not key or key in self.place.text else f"{key}: "
+            words = self.place.text.removeprefix("--")
+            named = "" if not key or words.startswith((f"{key}=", f"{key} ")) else f"{key}: "
             return f"{self.place.source}: {self.place.text}: {named}{self.text}"
         return f"{self.place}: {key + ': ' if key else ''}{self.text}{self.place.excerpt}"
 
@@ -125,6 +126,10 @@ class Problems:
         problem = Problem(place, path, text)
         if problem not in self.found:
             self.found.append(problem)
+
+    def concern(self, path: Path_) -> bool:
+        """Whether something at this path or below it is known to be wrong."""
+        return any(problem.path[: len(path)] == path for problem in self.found)
 
     def __iter__(self) -> Iterator[Problem]:
         return iter(self.found)
