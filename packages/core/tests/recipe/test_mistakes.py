@@ -54,6 +54,22 @@ BAD = {
         "3:15",
         ["dataloader.collate_fn._target_", "not allowed: add --allow-target subprocess"],
     ),
+    "a helper inside transformers": (
+        "dataset:\n  _target_: transformers.testing_utils.run_command\n  command: [ls]\n",
+        "2:13",
+        ["not allowed: write it as `transformers` exports it"],
+    ),
+    "a module that transformers exports": (
+        "dataset:\n  _target_: transformers.logging.set_verbosity\n  verbosity: 1\n",
+        "2:13",
+        ["not allowed: write it as `transformers` exports it"],
+    ),
+    "core itself": ("dataset:\n  _target_: automodel.plugins.installed\n", "2:13", ["not allowed"]),
+    "a pickle": (
+        "dataset:\n  _target_: anything\n  weights_only: false\n",
+        "3:17",
+        ["runs code that comes with the model", "--allow-target transformers_modules"],
+    ),
     "remote code": (
         "dataset:\n  _target_: anything\n  trust_remote_code: true\n",
         "3:22",

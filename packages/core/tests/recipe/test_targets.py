@@ -42,6 +42,12 @@ def test_a_dotted_path_into_a_plugin_or_an_allowed_target_works(load: Load, prob
     assert target.build() == [1]
 
 
+def test_what_transformers_exports_is_a_target(load: Load) -> None:
+    text = "model:\n  _target_: transformers.AutoModelForCausalLM.from_pretrained\n  pretrained_model_name_or_path: x\n"
+    target = load(text + "  dtype: bfloat16\n").targets["model"]
+    assert target.location == "transformers.models.auto.modeling_auto:AutoModelForCausalLM.from_pretrained"
+
+
 def test_arguments_are_converted(load: Load) -> None:
     recipe = load(f"{MODEL}  layers: 1e1\n  rate: 1\n  size: none\n  where: a/b\n  betas: [1, 2]\n  note: 'none'\n")
     kwargs = recipe.targets["model"].kwargs

@@ -105,7 +105,7 @@ class Checker:
         elif key not in signature.parameters and (not signature.open or not isinstance(key, str)):
             settable = [name for name in signature.parameters if name not in resolved.reserved]
             self.problems.add(at_key, here, f"`{resolved.name}` takes no `{key}`{did_you_mean(str(key), settable, 40)}")
-        if key == "trust_remote_code" and node.value is True and not self.resolver.allowed.admits_remote_code:
+        if self.resolver.allowed.refuses_argument(key, node.value):
             self.problems.add(
                 node.place,
                 here,

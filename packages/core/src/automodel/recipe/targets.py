@@ -93,8 +93,15 @@ class Resolver:
         except TargetNotFoundError as error:
             self._refuse(name, error.module)
             raise InputError(f"{error}{self._broken()}") from error
-        self._refuse(name, signature.location.partition(":")[0])
+        defined_in, _, qualname = signature.location.partition(":")
+        self._refuse(name, defined_in)
         self._refuse(name, signature.source_module)
+        exported = module == top and qualname.count(".") == attribute.count(".")  # and not reached through a module
+        if self.allowed.wants_export(defined_in) and not exported:
+            raise InputError(
+                f"`{name}` is not allowed: write it as `{top}` exports it (`{top}.{qualname}`), if it does, "
+                f"or add --allow-target {top} if you trust this recipe"
+            )
         return signature
 
     def _refuse(self, name: str, module: str) -> None:
