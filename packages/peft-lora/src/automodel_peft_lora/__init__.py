@@ -1,1 +1,1 @@
-
+"""LoRA and its relatives for AutoModel, by Hugging Face peft."""

@@ -1,0 +1,45 @@
+"""The model with its adapters: peft's, saved the same way on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+
+ADAPTER = "default"
+"""The name that peft gives the only adapter of a model, and loads it under."""
+
+
+class AdapterModel(PeftModel):
+    """A `peft.PeftModel` that is saved without asking the Hub, and with a config that is the same in every process."""
+
+    def __init__(self, model: nn.Module, config: PeftConfig, autocast_adapter_dtype: bool = True) -> None:
+        name = model.__dict__.get("name_or_path")  # an instance attribute of models that were loaded from somewhere
+        config.base_model_name_or_path = name or None
+        super().__init__(model, config, ADAPTER, autocast_adapter_dtype=autocast_adapter_dtype)
+        for collection in ("target_modules", "modules_to_save"):
+            if isinstance(value := getattr(config, collection), set):  # a set's order differs from process to process
+                setattr(config, collection, sorted(value))
+
+    def save_pretrained(
+        self, save_directory: str | Path, state_dict: Mapping[str, Tensor] | None = None, is_main_process: bool = True
+    ) -> None:
+        """Write `adapter_config.json` and `adapter_model.safetensors`, which peft, transformers and vLLM load.
+
+        Args:
+            save_directory: created if it is not there.
+            state_dict: the whole state dict, for a model whose own parameters are shards; null takes the model's.
+            is_main_process: whether this process writes.
+        """
+        given: dict[str, Any] = {} if state_dict is None else {"state_dict": dict(state_dict)}
+        # peft would look for the base's config.json on the Hub to see whether the vocabulary was resized; recipes
+        # cannot resize it, and embeddings that are adapted or in modules_to_save are saved all the same.
+        super().save_pretrained(
+            str(save_directory), save_embedding_layers=False, is_main_process=is_main_process, **given
+        )
+
+    def create_or_update_model_card(self, output_dir: str) -> None:
+        """Write no model card: peft's is an empty form."""
