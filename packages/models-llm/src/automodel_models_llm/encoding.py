@@ -121,10 +121,36 @@ class Encoder:
         return Rendered(text, spans if self.answer_only else [(0, len(text))], bounded)
 
     def _label(self, item: Rendered, encoding: Any) -> Encoded:
+        num_chars = len(item.text)
+        starts = [_token_at(encoding, start, num_chars) for start, _ in item.spans]
+        if not all(begins for _, begins in starts):
+            return self._bounded(item, *self._piecewise(item, encoding))
         tokens_N = np.array(encoding.ids, dtype=np.int32)
         loss_N = np.zeros(len(tokens_N), dtype=np.bool_)
-        for start, end in item.spans:
-            loss_N[_token_from(encoding, start, len(item.text)) : _token_from(encoding, end, len(item.text))] = True
+        for (first, _), (_, end) in zip(starts, item.spans, strict=True):
+            last, begins = _token_at(encoding, end, num_chars)
+            loss_N[first : last if begins else last + 1] = True
+        return self._bounded(item, tokens_N, loss_N)
+
+    def _piecewise(self, item: Rendered, encoding: Any) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Encode a text in which a token reaches from the prompt into the answer (`A:` + ` Paris` for `A: ` + `Paris`).
+
+        At inference the prompt is encoded alone, and a model that has learnt the joint token could not go on from
+        there. So prompt and answer are encoded apart.
+        """
+        bounds = [0, *(bound for span in item.spans for bound in span), len(item.text)]
+        pieces = [item.text[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+        ids = [self._backend.encode(piece, add_special_tokens=False).ids for piece in pieces]
+        joined = [token for piece in ids for token in piece]
+        if self._decode(joined) != self._decode(encoding.ids):  # a tokenizer that puts a space before every text
+            raise BadRowError("a token reaches from the prompt into the answer; end the prompt without a space")
+        loss_N = np.concatenate([np.full(len(piece), number % 2 == 1) for number, piece in enumerate(ids)])
+        return np.array(joined, dtype=np.int32), loss_N
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def _bounded(self, item: Rendered, tokens_N: NDArray[np.int32], loss_N: NDArray[np.bool_]) -> Encoded:
         if item.bounded:
             if self._eos_id is None:
                 raise InputError("the tokenizer has no end-of-text token, with which rows without a chat template end")
@@ -158,15 +184,13 @@ class Encoder:
         return kept
 
 
-def _token_from(encoding: Any, char: int, num_chars: int) -> int:
-    """The first token that begins at this character or later."""
-    while char < num_chars:
-        token = encoding.char_to_token(char)
+def _token_at(encoding: Any, char: int, num_chars: int) -> tuple[int, bool]:
+    """The token of a character, or of the next one that has one; and whether the token begins there, not before."""
+    for place in range(char, num_chars):
+        token = encoding.char_to_token(place)
         if token is not None:  # None: the tokenizer drops this character
-            first, _ = encoding.token_to_chars(token)
-            return token if first >= char else token + 1
-        char += 1
-    return len(encoding.ids)
+            return token, encoding.token_to_chars(token)[0] >= char
+    return len(encoding.ids), True
 
 
 def _bos_ids(tokenizer: Any) -> list[int]:

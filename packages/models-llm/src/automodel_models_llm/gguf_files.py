@@ -47,8 +47,9 @@ def load_gguf(gguf: Path, dtype: str, attention: str) -> torch.nn.Module:
     """
     target = _cached(gguf, dtype)
     with one_at_a_time(target):
-        if (target / "config.json").is_file():
-            return _load_directory(target, dtype, attention)
+        for ready in (target, _cached(gguf, "float32")):
+            if (ready / "config.json").is_file():
+                return _load_directory(ready, dtype, attention)
         shutil.rmtree(target, ignore_errors=True)
         module = _dequantise(gguf, dtype, attention)
         if sum(tensor.nbytes for tensor in module.parameters()) <= MAX_CACHED_BYTES:
