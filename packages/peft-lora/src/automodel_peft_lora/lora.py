@@ -58,7 +58,7 @@ class LoRA:
         InputError: values that contradict each other or are out of range.
     """
 
-    target_modules: list[str] | str = ALL_LINEAR
+    target_modules: list[str] | str = "all-linear"
     r: int | None = None
     dim: int | None = None
     alpha: float = 32
