@@ -1,7 +1,5 @@
 import json
 import random
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,8 +16,6 @@ from automodel.training.lr_schedules import cosine
 from automodel.training.options import TrainingOptions
 from automodel.training.parts import Parts
 from automodel.training.step_scheduler import StepScheduler
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 from tiny import TinyLM, rows
 
 PROCESSOR = SimpleNamespace(pad_token_id=0)

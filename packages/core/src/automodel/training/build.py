@@ -78,6 +78,7 @@ def build_parts(recipe: Recipe, data: Data, checkpointer: Checkpointer, manager:
     num_steps = data.scheduler.num_steps(per_step, data.loader.num_micro_batches())
     run = Run(data.source.name, checkpointer.directory, recipe.resolved(), max_steps=num_steps)
     device = pick_device(options.device)
+    data.seeds.apply()  # random weights and adapters depend on the seed, not on what reading the data drew
     module = data.source.load_module(device)
     model_fingerprint = fingerprint(module)
     if recipe.has("peft"):

@@ -1,0 +1,128 @@
+import json
+import subprocess
+import sys
+
+import automodel as package
+import pytest
+from automodel.checkpoint import manifest
+from support import metrics
+
+
+def test_a_run_leaves_metrics_its_recipe_and_the_newest_checkpoints(automodel, recipe, data, tmp_path):
+    done = automodel(
+        *("train", "-c", recipe, "--step_scheduler.ckpt_every_steps", 2, "checkpoint.keep_last_n_checkpoints=2"),
+        *(
+            "--validation_dataset._target_",
+            "text-instruction",
+            f"--validation_dataset.data_path={data}/validation.jsonl",
+        ),
+        *("--step_scheduler.val_every_steps=4", "step_scheduler.val_at_start=true"),
+    )
+    run = tmp_path / "run"
+    assert sorted(path.name for path in run.iterdir() if path.is_dir()) == ["step_4", "step_6"]
+    losses = metrics(run)
+    assert list(losses) == [1, 2, 3, 4, 5, 6]
+    assert losses[6] < losses[1] - 1
+    assert list(metrics(run, "val_loss")) == [0, 4, 6]
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[1])
+    assert {
+        "grad_norm",
+        "lr",
+        "label_tokens_per_s",
+        "tokens_per_s",
+        "step_time_s",
+        "data_wait_s",
+        "peak_memory_mb",
+    } <= set(line)
+    assert manifest.problems(run / "step_6") == []
+    about = manifest.read_manifest(run / "step_6")
+    assert about["step"] == 6
+    assert about["metrics"]["loss"] == losses[6]
+    assert {"python", "torch", "transformers", "automodel-core", "automodel-models-llm"} <= about["versions"].keys()
+    assert "causal-lm-from-config" in (run / "step_6" / "recipe.yaml").read_text()
+    assert "step 6/6  loss" in done.stdout
+    assert "exact match" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_finetune_llm_and_python_do_what_train_does(automodel, recipe, tmp_path, monkeypatch):
+    automodel("train", "-c", recipe)
+    automodel("finetune", "llm", "-c", recipe, "checkpoint.checkpoint_dir=second")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    script = (
+        "from automodel import train\n"
+        f"result = train({str(recipe)!r}, overrides={{'checkpoint.checkpoint_dir': 'third'}})\n"
+        "assert result.step == 6 and result.checkpoint.name == 'step_6', result\n"
+        "print(result.metrics['loss'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    losses = [metrics(tmp_path / run) for run in ("run", "second", "third")]
+    assert losses[0] == losses[1] == losses[2]
+    assert float(done.stdout.splitlines()[-1]) == losses[0][6]
+
+
+def test_the_same_command_again_has_nothing_to_do_and_changes_nothing(automodel, recipe, tmp_path):
+    automodel("train", "-c", recipe)
+    before = metrics(tmp_path / "run")
+    done = automodel("train", "-c", recipe)
+    assert "nothing to train" in done.stdout
+    assert metrics(tmp_path / "run") == before
+    automodel("train", "-c", recipe, "step_scheduler.max_steps=8")
+    after = metrics(tmp_path / "run")
+    assert list(after) == list(range(1, 9))
+    assert {step: after[step] for step in before} == before
+
+
+def test_resuming_says_what_has_changed_in_the_recipe(automodel, recipe):
+    automodel("train", "-c", recipe)
+    done = automodel("train", "-c", recipe, "step_scheduler.max_steps=7", "optimizer.lr=1e-3")
+    assert "the recipe has changed since run/step_6: optimizer.lr" in done.stderr
+    automodel("train", "-c", recipe, "step_scheduler.max_steps=8", "optimizer.lr=1e-2", "--strict", expect=2)
+
+
+def test_a_dry_run_shows_a_batch_with_its_loss_mask_and_writes_nothing(automodel, recipe, tmp_path):
+    before = sorted(path.name for path in tmp_path.iterdir())
+    done = automodel("train", "-c", recipe, "--dry-run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert "steps        6, 8 samples each (2 micro-batches)" in done.stdout
+    rows = [line for line in done.stdout.splitlines() if line.startswith("  > ")]
+    assert len(rows) == 4
+    assert all("<|im_end|>" in row and "<|im_start|>" not in row for row in rows)
+
+
+def test_a_recipe_with_num_epochs_sees_every_row_in_each(automodel, recipe, tmp_path):
+    automodel("train", "-c", recipe, "step_scheduler.max_steps=null", "step_scheduler.num_epochs=2")
+    assert len(metrics(tmp_path / "run")) == 2 * 40 / 8
+    automodel("train", "-c", recipe, "step_scheduler.max_steps=null", "checkpoint.checkpoint_dir=one")
+    assert len(metrics(tmp_path / "one")) == 40 / 8
+
+
+@pytest.mark.parametrize("option", ["training.activation_checkpointing=true", "dataloader.num_workers=2"])
+def test_options_that_only_save_memory_or_time_change_no_loss(automodel, recipe, tmp_path, option):
+    automodel("train", "-c", recipe)
+    automodel("train", "-c", recipe, option, "checkpoint.checkpoint_dir=other")
+    assert metrics(tmp_path / "other") == pytest.approx(metrics(tmp_path / "run"), rel=1e-5)
+
+
+def test_streaming_trains_on_the_rows_in_their_order_and_resumes(automodel, recipe, tmp_path):
+    streaming = ("dataset.streaming=true", "dataloader.num_workers=1")
+    automodel("train", "-c", recipe, *streaming)
+    automodel("train", "-c", recipe, *streaming, "checkpoint.checkpoint_dir=two", "step_scheduler.max_steps=2")
+    automodel("train", "-c", recipe, *streaming, "checkpoint.checkpoint_dir=two")
+    assert metrics(tmp_path / "two") == metrics(tmp_path / "run")
+    ordered = ("checkpoint.checkpoint_dir=three", "dataloader.sampler=sequential", "step_scheduler.max_steps=5")
+    automodel("train", "-c", recipe, *ordered)
+    whole = metrics(tmp_path / "run")
+    assert metrics(tmp_path / "three") == pytest.approx({step: whole[step] for step in range(1, 6)}, rel=1e-5)
+
+
+def test_a_run_that_is_not_finite_ends_with_one_message(automodel, recipe, tmp_path):
+    done = automodel("train", "-c", recipe, "optimizer.lr=1e30", "training.max_grad_norm=null", expect=1)
+    assert done.stderr.count("error:") == 1
+    assert "not finite for" in done.stderr or "not finite" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_package_exports_what_the_docs_name():
+    assert {"train", "TrainResult", "hookimpl", "Provider", "InputError"} <= set(package.__all__)
+    assert package.train.__module__ == "automodel.training.train"
