@@ -33,7 +33,9 @@ PLAIN_TURNS = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
-NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system messages, please') }}{% endif %}" + MISTRAL
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system messages, please') }}{% endif %}" + MISTRAL
+)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def from_config(
     name = dtype_name(torch_dtype, dtype, default="float32")
     return RandomCausalLM(
         config=locate(config) if isinstance(config, str) else config,
-        tokenizer=locate(tokenizer if tokenizer is not None else str(config)),
+        tokenizer=locate(tokenizer if tokenizer is not None else str(config), holds="tokenizer"),
         dtype="float32" if name == "auto" else name,
         attention=check_attention(attn_implementation),
         use_liger_kernel=use_liger_kernel,
@@ -226,6 +226,7 @@ class RandomCausalLM:
 
     def _transformers_config(self) -> Any:
         with transformers_imports():
+            from huggingface_hub.errors import StrictDataclassError
             from transformers import CONFIG_MAPPING, AutoConfig
         if isinstance(self.config, dict):
             settings = dict(self.config)
@@ -238,7 +239,10 @@ class RandomCausalLM:
             for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 settings.setdefault(token, getattr(tokenizer, token))
             settings.setdefault("vocab_size", len(tokenizer))
-            return CONFIG_MAPPING[model_type](**settings)
+            try:
+                return CONFIG_MAPPING[model_type](**settings)
+            except (StrictDataclassError, ValueError, TypeError) as error:
+                raise InputError(f"the config of {self.name} is not valid: {error.__cause__ or error}") from error
         try:
             kwargs = {"gguf_file": self.config.gguf} if self.config.gguf is not None else {}
             return AutoConfig.from_pretrained(

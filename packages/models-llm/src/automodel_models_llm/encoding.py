@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -70,7 +71,9 @@ class Encoder:
             raise InputError(f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json, which data sets need")
         self.formats, self.max_length, self.truncation, self.answer_only = formats, max_length, truncation, answer_only
         # a copy without the step that adds special tokens: in byte-level tokenizers it also moves offsets past spaces
-        self._backend = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+        backend_json = tokenizer.backend_tokenizer.to_str()
+        self._backend_digest = hashlib.sha256(backend_json.encode()).hexdigest()
+        self._backend = type(tokenizer.backend_tokenizer).from_str(backend_json)
         self._backend.post_processor = None
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -82,7 +85,7 @@ class Encoder:
     def digest(self) -> str:
         """Changes when the same rows would be encoded differently."""
         settings = (self.formats, self.max_length, self.truncation, self.answer_only, self._bos_ids, self._eos_id)
-        text = "\0".join((self._backend.to_str(), repr(self._template), repr(settings)))
+        text = "\0".join((self._backend_digest, repr(self._template), repr(settings)))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def encode(self, rows: Sequence[Row], report: RowReport) -> list[list[Encoded]]:
@@ -139,7 +142,7 @@ class Encoder:
         there. So prompt and answer are encoded apart.
         """
         bounds = [0, *(bound for span in item.spans for bound in span), len(item.text)]
-        pieces = [item.text[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+        pieces = [item.text[start:end] for start, end in itertools.pairwise(bounds)]
         ids = [self._backend.encode(piece, add_special_tokens=False).ids for piece in pieces]
         joined = [token for piece in ids for token in piece]
         if self._decode(joined) != self._decode(encoding.ids):  # a tokenizer that puts a space before every text

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from automodel import InputError
 from automodel.suggest import did_you_mean
@@ -52,21 +53,21 @@ class Location:
             raise InputError(unreachable(self.name, revision, error)) from error
 
 
-def locate(name: str, gguf_file: str | None = None) -> Location:
-    """Find out what kind of place `name` is, and that it exists where that costs nothing.
+def locate(name: str, gguf_file: str | None = None, holds: Literal["model", "tokenizer"] = "model") -> Location:
+    """Find out what kind of place `name` is, and that it exists and holds a model (or a tokenizer alone).
 
     Raises:
         InputError: no such directory, package or GGUF file; names what is near.
     """
     if name.startswith(PACKAGE):
-        return _with_gguf(name, _package_directory(name), gguf_file)
+        return _with_gguf(name, _package_directory(name), gguf_file, holds)
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         if gguf_file is not None:
             raise InputError(f"the model {name} is a GGUF file already: leave gguf_file: {gguf_file} out")
         return Location(name, path.parent, path.name)
     if path.is_dir():
-        return _with_gguf(name, path, gguf_file)
+        return _with_gguf(name, path, gguf_file, holds)
     if path.exists():
         raise InputError(f"the model {name} is a file, but not a .gguf one: name the directory that holds the model")
     if not _HUB_ID.fullmatch(name):
@@ -84,7 +85,8 @@ def unreachable(name: str, revision: str | None, error: Exception) -> str:
         hint = f"{offline[0]} is set, so only models fetched before can be used: unset it, or name a local directory"
     else:
         hint = "check the spelling, the network, and for gated models `hf auth login`"
-    here = _near(Path(name).expanduser()) or f", and there is no directory {name} here"
+    near = _near(Path(name))
+    here = f", and there is no directory {name} here" + (near if "did you mean" in near else "")
     return f"the model {name}{at} cannot be loaded from the Hugging Face Hub ({reason}){here}; {hint}"
 
 
@@ -108,14 +110,15 @@ def _package_directory(name: str) -> Path:
     return directory
 
 
-def _with_gguf(name: str, directory: Path, gguf_file: str | None) -> Location:
+def _with_gguf(name: str, directory: Path, gguf_file: str | None, holds: str) -> Location:
     found = sorted(str(path.relative_to(directory)) for path in directory.glob("**/*.gguf"))
     if gguf_file is not None:
         if not (directory / gguf_file).is_file():
             known = did_you_mean(gguf_file, found) or "; there is no .gguf file in it"
             raise InputError(f"the model {name} holds no file gguf_file: {gguf_file}{known}")
         return Location(name, directory, gguf_file)
-    if (directory / "config.json").is_file():
+    files = ("config.json",) if holds == "model" else ("config.json", "tokenizer.json", "tokenizer_config.json")
+    if any((directory / file).is_file() for file in files):
         return Location(name, directory)
     if len(found) == 1:
         return Location(name, directory, found[0])
@@ -124,7 +127,7 @@ def _with_gguf(name: str, directory: Path, gguf_file: str | None) -> Location:
     if (directory / "adapter_config.json").is_file():
         raise InputError(f"the model {name} is a LoRA adapter (adapter_config.json): name its base model here")
     names = ", ".join(sorted(path.name for path in directory.iterdir())[:12]) or "nothing"
-    raise InputError(f"the directory {name} holds no model: config.json is missing; it holds {names}")
+    raise InputError(f"the directory {name} holds no {holds}: {files[-1]} is missing; it holds {names}")
 
 
 def _near(path: Path) -> str:

@@ -47,7 +47,8 @@ class Row(NamedTuple):
         if not isinstance(self.content, bytes):
             return self.content
         try:
-            value = json.loads(self.content.decode("utf-8-sig" if self.number == 1 else "utf-8"))
+            line = self.content.rstrip(b"\r\n")  # so that an end that comes too soon is told by its column
+            value = json.loads(line.decode("utf-8-sig" if self.number == 1 else "utf-8"))
         except UnicodeDecodeError as error:
             raise BadRowError(f"not UTF-8 text (byte {error.start + 1} of the line)") from error
         except json.JSONDecodeError as error:
