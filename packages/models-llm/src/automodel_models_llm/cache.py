@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from automodel import InputError
+
 
 def cache_directory() -> Path:
     """`$AUTOMODEL_CACHE`, else `$XDG_CACHE_HOME/automodel`, else `~/.cache/automodel`."""
@@ -46,9 +48,16 @@ def one_at_a_time(target: Path) -> Iterator[None]:
     """Let one process of this machine at a time prepare `target`; the others find it ready when they come in.
 
     Raises:
-        OSError: the directory cannot be written.
+        InputError: the directory cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f".{target.name}.lock").open("w") as lock:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = (target.parent / f".{target.name}.lock").open("w")
+    except OSError as error:
+        raise InputError(
+            f"the cache directory {target.parent} cannot be written ({error.strerror}); "
+            f"set AUTOMODEL_CACHE to a directory that can be written"
+        ) from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also by a killed process
         yield

@@ -126,7 +126,6 @@ def column_mapped(
     use_hf_chat_template: bool | None = None,
     limit_dataset_samples: int | None = None,
     streaming: bool = False,
-    seed: int = 0,
 ) -> EncodedDataset | StreamingDataset:
     """Questions and answers in columns of any names: NeMo's ColumnMappedTextInstructionDataset.
 
@@ -144,7 +143,6 @@ def column_mapped(
         use_hf_chat_template: whether rows go through the chat template; null where there is one.
         limit_dataset_samples: read only the first rows.
         streaming: encode rows as they are needed.
-        seed: of the shuffling.
 
     Raises:
         InputError: no such data, or rows that cannot be used; names file and line.
@@ -162,7 +160,6 @@ def column_mapped(
         answer_only_loss_mask=answer_only_loss_mask,
         limit_dataset_samples=limit_dataset_samples,
         streaming=streaming,
-        seed=seed,
     )
 
 

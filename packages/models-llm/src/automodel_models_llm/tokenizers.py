@@ -64,7 +64,7 @@ def _is_plain(directory: Path) -> bool:
     config = directory / "tokenizer_config.json"
     if not (directory / "tokenizer.json").is_file() or not config.is_file():
         return False
-    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings = _json(config)
     return settings.get("tokenizer_class") in _PLAIN_CLASSES and "auto_map" not in settings
 
 
@@ -72,4 +72,11 @@ def _num_positions(directory: Path) -> int | None:
     config = directory / "config.json"
     if not config.is_file():
         return None
-    return json.loads(config.read_text(encoding="utf-8")).get("max_position_embeddings")
+    return _json(config).get("max_position_embeddings")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is broken: {error}") from error
