@@ -39,6 +39,7 @@ def records(directory):
     """
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # its service closes the file some time after `finish`
     (path,) = Path(directory).rglob("*.wandb")
     data, position, message, found = path.read_bytes(), 7, b"", []
     while position + 7 <= len(data):
