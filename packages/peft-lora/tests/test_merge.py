@@ -74,6 +74,7 @@ def test_the_result_is_an_ordinary_directory(base, make_adapter, tmp_path):
     names = {path.name for path in (tmp_path / "merged").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= names
     assert not any("adapter" in name for name in names)
+    assert len({path.stat().st_mode for path in (tmp_path / "merged").iterdir()}) == 1
     assert AutoTokenizer.from_pretrained(tmp_path / "merged")("5 7")["input_ids"] == [5, 7]
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ class AdapterModel(PeftModel):
     def __init__(self, model: nn.Module, config: PeftConfig, autocast_adapter_dtype: bool = True) -> None:
         name = model.__dict__.get("name_or_path")  # an instance attribute of models that were loaded from somewhere
         config.base_model_name_or_path = name or None
-        super().__init__(model, config, ADAPTER, autocast_adapter_dtype=autocast_adapter_dtype)
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.23 by the old name of an attribute; drop this when it has learnt the new one
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+            super().__init__(model, config, ADAPTER, autocast_adapter_dtype=autocast_adapter_dtype)
         for collection in ("target_modules", "modules_to_save"):
             if isinstance(value := getattr(config, collection), set):  # a set's order differs from process to process
                 setattr(config, collection, sorted(value))

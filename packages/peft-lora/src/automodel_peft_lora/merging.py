@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from automodel import InputError
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from automodel_peft_lora.adapter_model import ADAPTER, AdapterModel
 from automodel_peft_lora.bases import Base, base_from_hugging_face, base_from_recipe
 from automodel_peft_lora.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, find_adapter
 
@@ -100,7 +101,7 @@ def _load(module: nn.Module, adapter: Path) -> Any:
         raise InputError(f"{adapter / ADAPTER_WEIGHTS} is damaged: {error}") from error
     try:
         config = PeftConfig.from_pretrained(str(adapter))
-        adapted = PeftModel(module, config, autocast_adapter_dtype=True)
+        adapted = AdapterModel(module, config)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{adapter / ADAPTER_CONFIG} does not fit the base model: {error}") from error
     expected = {
@@ -119,7 +120,7 @@ def _load(module: nn.Module, adapter: Path) -> Any:
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(f"{adapter / ADAPTER_WEIGHTS} does not fit the base model: {'; '.join(wrong[:3])}{more}")
-    adapted.load_adapter(str(adapter), "default", autocast_adapter_dtype=True)
+    adapted.load_adapter(str(adapter), ADAPTER, autocast_adapter_dtype=True)
     return adapted.eval()
 
 
@@ -151,6 +152,9 @@ def _write(module: Any, found: Checkpoint, start: Base, output: Path) -> None:
             shutil.copy2(path, unfinished / path.name)
         if not any(path.name == "tokenizer_config.json" for path in companions):
             start.load_processor().save_pretrained(unfinished)
+        mode = (unfinished / "config.json").stat().st_mode  # safetensors 0.8 writes files that only their owner reads
+        for path in unfinished.glob("*.safetensors"):
+            path.chmod(mode)
         if output.exists():
             output.rmdir()
         unfinished.rename(output)
