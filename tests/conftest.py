@@ -1,12 +1,23 @@
 """Fixtures of the end-to-end tests: a command, a data directory, and a recipe that trains in a second."""
 
 import pytest
+import torch
 from support import COUNTRIES, TINY_MODEL, Command
 
 
+@pytest.fixture(autouse=True)
+def in_a_directory_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
-def automodel(tmp_path):
-    return Command(tmp_path)
+def automodel(tmp_path, capfd):
+    return Command(tmp_path, capfd)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ MISTAKES = {
     "typo in a key": (edit("lr: 1e-2", "lrr: 1e-2"), ["optimizer.lrr", "did you mean `lr`?", "    lrr: 1e-2", "^"]),
     "wrong type": (edit("max_steps: 6", "max_steps: six"), ["step_scheduler.max_steps", "integer", "max_steps: six"]),
     "two mistakes at once": (
-        lambda recipe, data: recipe.write_text(recipe.read_text().replace("lr:", "lrr:").replace("seed:", "sed:")),
+        lambda recipe, data: edit("lr: ", "lrr: ")(recipe, data) or edit("seed: ", "sed: ")(recipe, data),
         ["2 problems", "optimizer.lrr", "rng.sed"],
     ),
     "unset variable": (edit("lr: 1e-2", "lr: ${NO_SUCH_VARIABLE}"), ["NO_SUCH_VARIABLE", "not set", "optimizer.lr"]),
@@ -87,25 +87,34 @@ MISTAKES = {
 @pytest.mark.parametrize(("mistake", "fragments"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_gets_one_message_and_nothing_is_written(automodel, recipe, data, tmp_path, mistake, fragments):
     words = mistake(recipe, data) or ()
-    before = {path for path in tmp_path.rglob("*")}
+    before = set(tmp_path.rglob("*"))
     config = () if "-c" in words else ("-c", recipe)
     done = automodel("train", *config, *words, expect=2)
     assert done.stderr.count("error: ") == 1
     assert "Traceback" not in done.stderr
     missing = [fragment for fragment in fragments if fragment not in done.stderr]
     assert not missing, done.stderr
-    assert {path for path in tmp_path.rglob("*")} == before
+    assert set(tmp_path.rglob("*")) == before
     assert len(done.stderr.splitlines()) <= 12, done.stderr
+
+
+def times(directory):
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def test_a_checkpoint_of_another_model_is_refused_and_stays(automodel, recipe, tmp_path):
     automodel("train", "-c", recipe)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    before = times(tmp_path)
     for other in ("rng.seed=8", "model.config.hidden_size=64"):  # other random weights, other shapes
         done = automodel("train", "-c", recipe, other, "step_scheduler.max_steps=9", expect=2)
         assert "another model" in done.stderr
     done = automodel("train", "-c", recipe, "--resume", "never", expect=2)
     assert "already holds step_6" in done.stderr
-    assert {
-        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"
-    } == {path: time for path, time in before.items() if path.name != ".lock"}
+    assert times(tmp_path) == before
+
+
+def test_the_installed_command_ends_with_exit_code_2(automodel, recipe):
+    recipe.write_text(recipe.read_text().replace("optimizer:", "optimzer:"))
+    process = automodel.start("train", "-c", recipe)
+    assert process.wait() == 2
+    assert "did you mean `optimizer`?" in process.stderr.read()

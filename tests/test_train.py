@@ -46,7 +46,7 @@ def test_a_run_leaves_metrics_its_recipe_and_the_newest_checkpoints(automodel, r
 
 
 def test_finetune_llm_and_python_do_what_train_does(automodel, recipe, tmp_path, monkeypatch):
-    automodel("train", "-c", recipe)
+    assert automodel.start("train", "-c", recipe).wait() == 0
     automodel("finetune", "llm", "-c", recipe, "checkpoint.checkpoint_dir=second")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     script = (
@@ -117,10 +117,14 @@ def test_streaming_trains_on_the_rows_in_their_order_and_resumes(automodel, reci
 
 
 def test_a_run_that_is_not_finite_ends_with_one_message(automodel, recipe, tmp_path):
-    done = automodel("train", "-c", recipe, "optimizer.lr=1e30", "training.max_grad_norm=null", expect=1)
+    wild = ("train", "-c", recipe, "optimizer.lr=1e38", "training.max_grad_norm=null")
+    done = automodel(*wild, "training.on_nonfinite=stop", expect=1)
     assert done.stderr.count("error:") == 1
-    assert "not finite for" in done.stderr or "not finite" in done.stderr
+    assert "training.on_nonfinite" in done.stderr
     assert "Traceback" not in done.stderr
+    done = automodel(*wild, "training.max_nonfinite_steps=2", "checkpoint.checkpoint_dir=two", expect=1)
+    assert "2 steps in a row" in done.stderr
+    assert metrics(tmp_path / "two", "skipped_steps")[max(metrics(tmp_path / "two"))] >= 1
 
 
 def test_the_package_exports_what_the_docs_name():

@@ -16,13 +16,14 @@ from trl import SFTConfig, SFTTrainer  # noqa: E402
 torch.set_num_threads(job["threads"])
 
 
+ends: list[float] = []
+
+
 class Clock(TrainerCallback):
     """When each step ended."""
 
-    ends: list[float] = []
-
     def on_step_end(self, args, state, control, **kwargs):  # noqa: D102
-        self.ends.append(time.time())
+        ends.append(time.time())
 
 
 def count_tokens(trainer):
@@ -79,4 +80,4 @@ counts = count_tokens(trainer)
 trainer.train()
 losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-print(json.dumps({"ends": Clock.ends, "counts": counts, "losses": losses, "peak_memory_mb": peak}))
+print(json.dumps({"ends": ends, "counts": counts, "losses": losses, "peak_memory_mb": peak}))

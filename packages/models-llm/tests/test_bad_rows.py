@@ -210,7 +210,7 @@ def test_data_that_is_not_there_is_told(path, why, tokenizer, write, tmp_path):
 
 def test_an_empty_file_is_an_error(tokenizer, write):
     for streaming in (False, True):
-        with pytest.raises(InputError, match="holds no rows"):
+        with pytest.raises(InputError, match="empty, there are no rows"):
             text_instruction(write(), tokenizer, streaming=streaming)
 
 

@@ -60,7 +60,7 @@ def test_a_config_takes_vocabulary_and_length_from_the_tokenizer(make):
     assert module.config.vocab_size == len(tokenizer)
     assert module.config.eos_token_id == tokenizer.eos_token_id
     assert tokenizer.model_max_length == 128
-    assert (module.dtype, module.config.use_cache) == (torch.float32, False)
+    assert (module.dtype, module.config.use_cache) == (torch.float32, True)
     assert source.name == "random llama"
 
 

@@ -5,7 +5,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
 from automodel.cli.main import main
 from automodel.recipe import load_recipe
 

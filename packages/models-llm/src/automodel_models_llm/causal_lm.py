@@ -138,17 +138,19 @@ class PretrainedCausalLM:
         return _load_tokenizer(self.location, self.revision, self.cache_dir, self.trust_remote_code)
 
     def load_module(self, device: torch.device) -> torch.nn.Module:
-        """Load the model on the device, without a key-value cache.
+        """Load the model on the device.
 
         Raises:
             InputError: the location does not hold such a model.
         """
+        quiet_unless_terminal()
         attention = usable_attention(self.attention, device)
         if self.location.gguf is not None:
             path = self.location.gguf_path(self.revision, self.cache_dir)
             module = load_gguf(path, "float32" if self.dtype == "auto" else self.dtype, attention)
         else:
             module = self._load_checkpoint(attention, device)
+        module.name_or_path = self.name  # what an adapter's configuration calls its base; for GGUF not a cache's path
         return _ready(module, device, self.use_liger_kernel)
 
     def _load_checkpoint(self, attention: str, device: torch.device) -> Any:
@@ -157,17 +159,16 @@ class PretrainedCausalLM:
         # quantised weights are made on the device and stay there; the rest is moved at the end
         placement = {} if self.quantization_config is None else {"device_map": {"": device}}
         try:
-            with quiet_unless_terminal():
-                return AutoModelForCausalLM.from_pretrained(
-                    self.location.source,
-                    dtype=self.dtype,
-                    attn_implementation=attention,
-                    quantization_config=self.quantization_config,
-                    revision=self.revision,
-                    cache_dir=self.cache_dir,
-                    trust_remote_code=self.trust_remote_code,
-                    **placement,
-                )
+            return AutoModelForCausalLM.from_pretrained(
+                self.location.source,
+                dtype=self.dtype,
+                attn_implementation=attention,
+                quantization_config=self.quantization_config,
+                revision=self.revision,
+                cache_dir=self.cache_dir,
+                trust_remote_code=self.trust_remote_code,
+                **placement,
+            )
         except (OSError, ValueError, ImportError) as error:
             if self.location.directory is None and isinstance(error, OSError):
                 raise InputError(unreachable(self.name, self.revision, error)) from error
@@ -211,6 +212,7 @@ class RandomCausalLM:
         with transformers_imports():
             import torch
             from transformers import AutoModelForCausalLM
+        quiet_unless_terminal()
         config = self._transformers_config()
         try:
             with device:
@@ -236,7 +238,7 @@ class RandomCausalLM:
                     f"transformers knows no model_type {model_type}{did_you_mean(model_type, CONFIG_MAPPING)}"
                 )
             tokenizer = self.load_processor()
-            for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            for token in ("bos_token_id", "eos_token_id"):  # with a pad_token_id its embedding would get no gradient
                 settings.setdefault(token, getattr(tokenizer, token))
             settings.setdefault("vocab_size", len(tokenizer))
             try:
@@ -260,9 +262,6 @@ def _load_tokenizer(location: Location, revision: str | None, cache_dir: str | N
 
 
 def _ready(module: Any, device: torch.device, use_liger_kernel: bool) -> torch.nn.Module:
-    module.config.use_cache = (
-        False  # a cache kept during training costs memory and makes packed documents see each other
-    )
     if use_liger_kernel:
         apply_liger(module, device)
     return module.to(device)

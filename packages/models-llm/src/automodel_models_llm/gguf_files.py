@@ -11,7 +11,7 @@ from automodel import InputError
 from automodel.notices import notice
 
 from automodel_models_llm.cache import cache_directory, one_at_a_time, publish
-from automodel_models_llm.importing import quiet_unless_terminal, transformers_imports
+from automodel_models_llm.importing import transformers_imports
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +54,7 @@ def load_gguf(gguf: Path, dtype: str, attention: str) -> torch.nn.Module:
         module = _dequantise(gguf, dtype, attention)
         if sum(tensor.nbytes for tensor in module.parameters()) <= MAX_CACHED_BYTES:
             try:
-                with publish(target) as directory, quiet_unless_terminal():
+                with publish(target) as directory:
                     module.save_pretrained(directory)
             except OSError as error:  # a full disk is no reason not to train
                 notice(f"the dequantised weights of {gguf.name} could not be kept in {target.parent}: {error}")
@@ -72,8 +72,7 @@ def _cached(gguf: Path, what: str) -> Path:
 def _load_directory(directory: Path, dtype: str, attention: str) -> Any:
     with transformers_imports():
         from transformers import AutoModelForCausalLM
-    with quiet_unless_terminal():
-        return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention)
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention)
 
 
 def _dequantise(gguf: Path, dtype: str, attention: str) -> Any:
@@ -81,14 +80,13 @@ def _dequantise(gguf: Path, dtype: str, attention: str) -> Any:
         import torch
         from transformers import AutoModelForCausalLM, GgufConfig
     try:
-        with quiet_unless_terminal():
-            return AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent),
-                gguf_file=gguf.name,
-                dtype=getattr(torch, dtype),
-                attn_implementation=attention,
-                quantization_config=GgufConfig(dequantize=True),
-            )
+        return AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent),
+            gguf_file=gguf.name,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            quantization_config=GgufConfig(dequantize=True),
+        )
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
         raise InputError(f"the GGUF file {gguf} cannot be loaded: {error}") from error
 

@@ -21,16 +21,9 @@ def transformers_imports() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def quiet_unless_terminal() -> Iterator[None]:
-    """Within the block, transformers draws its progress bars only where a person watches."""
+def quiet_unless_terminal() -> None:
+    """Keep transformers from drawing progress bars, now and when a checkpoint is saved, where no person watches."""
     from transformers.utils import logging
 
-    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()

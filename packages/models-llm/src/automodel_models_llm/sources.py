@@ -68,15 +68,20 @@ def read_rows(files: Sequence[Path]) -> Iterator[Row]:
     """Yield the rows of all files, one after another; blank lines are passed over.
 
     Raises:
-        InputError: a file cannot be read at all.
+        InputError: a file cannot be read at all, or none has a row.
     """
+    num_rows = 0
     readers = {".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
     for path in files:
         reader = readers.get(file_kind(path) or "", _json_lines)
         try:
-            yield from reader(path)
+            for row in reader(path):
+                num_rows += 1
+                yield row
         except (OSError, EOFError) as error:
             raise InputError(f"the data file {path} cannot be read: {error}") from error
+    if not num_rows:
+        raise InputError(f"{', '.join(map(str, files[:3]))}: empty, there are no rows to learn from")
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -63,7 +63,6 @@ def base_from_recipe(found: Checkpoint, location: str | None, allow_targets: Seq
         if location is None:
             raise InputError(f"{wrong}; give the right one with --base")
         notice(wrong)
-    module.config.use_cache = True  # training switches it off
     return Base(source.name, module, source.load_processor)
 
 

@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,8 @@ def publish(run_directory: Path, step: int) -> Iterator[Path]:
         unfinished.mkdir(parents=True)
         yield unfinished
         for path in (*unfinished.rglob("*"), unfinished):
+            if path.is_file():  # safetensors writes files that only their owner may read
+                path.chmod(path.stat().st_mode | stat.S_IMODE(run_directory.stat().st_mode) & 0o444)
             _flush(path)
         if finished.exists():  # only a damaged one is ever written again
             shutil.rmtree(finished)

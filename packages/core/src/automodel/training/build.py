@@ -78,11 +78,12 @@ def build_parts(recipe: Recipe, data: Data, checkpointer: Checkpointer, manager:
     num_steps = data.scheduler.num_steps(per_step, data.loader.num_micro_batches())
     run = Run(data.source.name, checkpointer.directory, recipe.resolved(), max_steps=num_steps)
     device = pick_device(options.device)
+    peft = build(recipe, "peft") if recipe.has("peft") else None
     data.seeds.apply()  # random weights and adapters depend on the seed, not on what reading the data drew
     module = data.source.load_module(device)
     model_fingerprint = fingerprint(module)
-    if recipe.has("peft"):
-        module = build(recipe, "peft").apply(module)
+    if peft is not None:
+        module = peft.apply(module)
     if options.activation_checkpointing:
         _checkpoint_activations(module, recipe)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -168,8 +169,7 @@ def _with_local_batch_size(recipe: Recipe, loader: Target, scheduler: StepSchedu
 
 
 def _checkpoint_activations(module: Any, recipe: Recipe) -> None:
-    if not hasattr(module, "gradient_checkpointing_enable"):
-        raise InputError(
-            f"{recipe.where('training', 'activation_checkpointing')}: this model has no gradient_checkpointing_enable()"
-        )
-    module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if not hasattr(module, "activation_checkpointing_enable"):
+        where = recipe.where("training", "activation_checkpointing")
+        raise InputError(f"{where}: this model has no activation_checkpointing_enable(), as transformers' models do")
+    module.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

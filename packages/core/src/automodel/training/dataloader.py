@@ -106,7 +106,10 @@ class DataLoader:
             self._batches.epoch, self._batches.start = epoch, start
         elif hasattr(self._dataset, "set_epoch"):
             self._dataset.set_epoch(epoch)
-        return iter(self._loader)
+        try:
+            yield from self._loader
+        except InputError as error:  # torch puts the worker's traceback before the message
+            raise InputError(str(error).rpartition("automodel.errors.InputError: ")[2].strip()) from error
 
     def num_micro_batches(self) -> int | None:
         """Micro-batches of a whole epoch on this rank, or None for an iterable data set."""
