@@ -145,6 +145,7 @@ class PretrainedCausalLM:
         """
         quiet_unless_terminal()
         attention = usable_attention(self.attention, device)
+        module: Any
         if self.location.gguf is not None:
             path = self.location.gguf_path(self.revision, self.cache_dir)
             module = load_gguf(path, "float32" if self.dtype == "auto" else self.dtype, attention)
