@@ -4,8 +4,8 @@
     tools/lock.py --check    resolve, and fail unless the portable form of the result is the committed file
     tools/lock.py --clean    the git filter: full lock on standard input, portable form on standard output
 
-A lock in portable form names no host: `uv sync` resolves again with its versions preferred and writes the full lock into
-the working tree, which the clean filter (`git config filter.portable-lock.clean`) turns back on `git add`.
+A lock in portable form names no host: `uv sync` resolves again with its versions preferred and writes the full lock
+into the working tree, which the clean filter (`git config filter.portable-lock.clean`) turns back on `git add`.
 uv does not compare the hashes of such a lock, so --check does.
 """
 

@@ -14,8 +14,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
 HEAD = """\
 # Reference of providers
 
-Made by `tools/reference.py` from signatures and docstrings; do not edit. `automodel plugins show NAME` prints the same for
-what is installed with you.
+Made by `tools/reference.py` from signatures and docstrings; do not edit. `automodel plugins show NAME` prints the same
+for what is installed with you.
 """
 
 
@@ -42,8 +42,8 @@ def reference() -> str:
 def parameters(target: str, injected: tuple[str, ...]) -> str:
     """A table of what a recipe may set."""
     rows = [
-        f"| `{name}` | `{cell(one.annotation_text or 'any')}` | {f'`{cell(one.default_text)}`' if not one.required else 'needed'} | "
-        f"{cell(one.doc or '')} |\n"
+        f"| `{name}` | `{cell(one.annotation_text or 'any')}` | "
+        f"{'needed' if one.required else f'`{cell(one.default_text)}`'} | {cell(one.doc or '')} |\n"
         for name, one in read_signature(target).parameters.items()
         if name not in injected
     ]
