@@ -130,3 +130,18 @@ def test_a_run_that_is_not_finite_ends_with_one_message(automodel, recipe, tmp_p
 def test_the_package_exports_what_the_docs_name():
     assert {"train", "TrainResult", "hookimpl", "Provider", "InputError"} <= set(package.__all__)
     assert package.train.__module__ == "automodel.training.train"
+
+
+def test_a_parallelism_provider_lays_out_the_model(automodel, recipe, tmp_path, monkeypatch):
+    (tmp_path / "acme_layout.py").write_text(
+        "class Layout:\n"
+        "    def __init__(self, scale: float = 1.0):\n"
+        "        self.scale = scale\n"
+        "    def parallelize(self, module):\n"
+        "        module.register_forward_hook(lambda m, i, out: print('laid out', self.scale))\n"
+        "        return module\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    layout = ("distributed._target_=acme_layout.Layout", "distributed.scale=2.5")
+    automodel("train", "-c", recipe, *layout, expect=2)
+    assert "laid out 2.5" in automodel("train", "-c", recipe, *layout, "--allow-target", "acme_layout").stdout

@@ -30,10 +30,13 @@ def count_tokens(trainer):
     """Tokens and label tokens of each micro-batch that the trainer sees."""
     counts = []
     original = trainer.compute_loss
+    newline = trainer.processing_class("\n", add_special_tokens=False)["input_ids"][0]
 
     def compute_loss(model, inputs, *args, **kwargs):
         labels = inputs["labels"]
-        counts.append((int(inputs["attention_mask"].sum()), int((labels[:, 1:] != -100).sum())))
+        # TRL also learns the newline after the end of the turn, AutoModel does not: it is left out of the count
+        counted = (labels[:, 1:] != -100) & (labels[:, 1:] != newline)
+        counts.append((int(inputs["attention_mask"].sum()), int(counted.sum())))
         return original(model, inputs, *args, **kwargs)
 
     trainer.compute_loss = compute_loss

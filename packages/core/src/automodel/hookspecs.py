@@ -89,7 +89,7 @@ def training_providers() -> Iterable[Provider]:
 
 @hookspec
 def checkpoint_providers() -> Iterable[Provider]:
-    """Return providers whose call gives an `automodel.interfaces.Checkpointer`."""
+    """Return providers whose call gives what `automodel.checkpoint.checkpointer.Checkpointer` is."""
 
 
 @hookspec

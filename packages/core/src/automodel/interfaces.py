@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -101,14 +101,3 @@ class Run:
     num_parameters: int = 0
     num_trainable_parameters: int = 0
     summary: dict[str, float] = field(default_factory=dict)
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """Anything whose state goes into a checkpoint."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the state back."""

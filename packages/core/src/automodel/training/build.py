@@ -84,6 +84,8 @@ def build_parts(recipe: Recipe, data: Data, checkpointer: Checkpointer, manager:
     model_fingerprint = fingerprint(module)
     if peft is not None:
         module = peft.apply(module)
+    if recipe.has("distributed"):
+        module = build(recipe, "distributed").parallelize(module)
     if options.activation_checkpointing:
         _checkpoint_activations(module, recipe)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -112,12 +112,19 @@ def _tell_resumed(parts: Parts, checkpoint: Path) -> None:
     done = parts.num_steps is not None and parts.progress.step >= parts.num_steps
     print(f"resuming from {checkpoint}" + ("; all its steps are done, nothing to train" if done else ""), flush=True)
     before = load_recipe_data(checkpoint / "recipe.yaml")
-    changed = sorted(key for key in _changes(before, parts.recipe.resolved()) if not key.startswith(_FREE_TO_CHANGE))
+    free = {"checkpoint", *(logger.path[0] for logger in parts.recipe.sections_of("logger"))}
+    changed = sorted(
+        key
+        for key in _changes(before, parts.recipe.resolved())
+        if key not in _FREE_TO_CHANGE and key.partition(".")[0] not in free
+    )
     if changed:
         notice(f"the recipe has changed since {checkpoint}: {', '.join(changed)}")
 
 
-_FREE_TO_CHANGE = ("step_scheduler.max_steps", "step_scheduler.num_epochs", "checkpoint.", "wandb.")
+_FREE_TO_CHANGE = {
+    f"step_scheduler.{key}" for key in ("max_steps", "num_epochs", "val_every_steps", "ckpt_every_steps")
+}
 
 
 def load_recipe_data(path: Path) -> Any:
