@@ -36,11 +36,6 @@ class Command:
     def __init__(self, directory, capfd):
         self.directory = directory
         self.capfd = capfd
-        self.env = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "AUTOMODEL_"))},
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        }
 
     def __call__(self, *arguments, expect=0):
         self.capfd.readouterr()
@@ -49,12 +44,13 @@ class Command:
         assert code == expect, f"exit code {code}\n{stdout}\n{stderr}"
         return SimpleNamespace(stdout=stdout, stderr=stderr)
 
-    def start(self, *arguments, **env):
+    def start(self, *arguments, **options):
         """Start it as a process of its own."""
         return subprocess.Popen(
             [AUTOMODEL, *map(str, arguments)],
             cwd=self.directory,
-            env={**self.env, **env},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            **options,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

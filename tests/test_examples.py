@@ -28,9 +28,11 @@ def test_the_production_recipes_run_unchanged(automodel, model_directory, data, 
         monkeypatch.setenv(variable, str(value))
     for variable in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(variable, raising=False)
-    done = automodel(
+    process = automodel.start(
         *("train", "-c", EXAMPLES / f"{name}.yaml"), "--model.pretrained_model_name_or_path", model_directory
     )
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr
     run = tmp_path / "checkpoints"
     assert sorted(path.name for path in run.iterdir() if path.name.startswith("step_")) == ["step_2", "step_3"]
     assert manifest.problems(run / "step_3") == []
@@ -39,9 +41,7 @@ def test_the_production_recipes_run_unchanged(automodel, model_directory, data, 
     assert adapter == (name == "production_training_pipeline")
     assert any((run / "wandb").glob("offline-run-*/*.wandb"))
     for fallback in ("flash_attention_2", "liger", "pin_memory", "wandb"):
-        assert sum(line.startswith("note: ") and fallback in line for line in done.stderr.splitlines()) == 1, (
-            done.stderr
-        )
+        assert sum(line.startswith("note: ") and fallback in line for line in stderr.splitlines()) == 1, stderr
 
 
 def test_the_quick_start_trains_the_real_model(automodel, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """A run that is killed at any moment goes on, by the same command, as if nothing had happened."""
 
 import random
+import resource
 import time
 
 from automodel.checkpoint import directory, manifest
@@ -61,3 +62,18 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_the_same(au
     assert "step_4 is damaged and passed over" in done.stderr
     assert "resuming from damaged/step_2" in done.stdout
     assert metrics(tmp_path / "damaged") == metrics(tmp_path / "whole")
+
+
+def test_a_full_disk_ends_the_run_with_a_message_and_leaves_the_last_checkpoint_whole(automodel, recipe, tmp_path):
+    automodel("train", "-c", recipe, "step_scheduler.max_steps=2")
+    largest = 8_000_000  # bytes a file may have: less than the optimizer's state
+    process = automodel.start(
+        *("train", "-c", recipe), preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    )
+    _, stderr = process.communicate()
+    assert process.returncode == 1, stderr
+    assert "could not save the checkpoint of step 6" in stderr
+    assert "Traceback" not in stderr
+    assert [step for step, _ in directory.checkpoints(tmp_path / "run")] == [2]
+    assert directory.latest_verified(tmp_path / "run") == tmp_path / "run" / "step_2"
+    assert not list((tmp_path / "run").glob("*incomplete*"))

@@ -75,6 +75,8 @@ def test_the_same_command_again_has_nothing_to_do_and_changes_nothing(automodel,
 
 def test_resuming_says_what_has_changed_in_the_recipe(automodel, recipe):
     automodel("train", "-c", recipe)
+    done = automodel("train", "-c", recipe, "optimizer.lr=1e-3", expect=2)
+    assert "all steps of run/step_6 are done, but the recipe has changed since (optimizer.lr)" in done.stderr
     done = automodel("train", "-c", recipe, "step_scheduler.max_steps=7", "optimizer.lr=1e-3")
     assert "the recipe has changed since run/step_6: optimizer.lr" in done.stderr
     automodel("train", "-c", recipe, "step_scheduler.max_steps=8", "optimizer.lr=1e-2", "--strict", expect=2)
@@ -130,6 +132,27 @@ def test_a_run_that_is_not_finite_ends_with_one_message(automodel, recipe, tmp_p
 def test_the_package_exports_what_the_docs_name():
     assert {"train", "TrainResult", "hookimpl", "Provider", "InputError"} <= set(package.__all__)
     assert package.train.__module__ == "automodel.training.train"
+
+
+def test_a_run_without_checkpoints_leaves_the_metrics_of_the_one_before(automodel, recipe, tmp_path):
+    for _ in range(3):
+        automodel("train", "-c", recipe, "checkpoint.enabled=false")
+    files = sorted(path.name for path in (tmp_path / "run").glob("metrics*"))
+    assert files == ["metrics.1.jsonl", "metrics.2.jsonl", "metrics.jsonl"]
+
+
+def test_data_without_a_whole_micro_batch_are_an_error(automodel, recipe):
+    for verb in (("train",), ("train", "--dry-run")):
+        options = ("dataloader.drop_last=true", "dataloader.batch_size=64", "step_scheduler.max_steps=null")
+        assert "drop_last" in automodel(*verb, "-c", recipe, *options, expect=2).stderr
+
+
+def test_a_logger_that_fails_to_start_ends_the_run_with_its_own_message(automodel, recipe, monkeypatch):
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    done = automodel("train", "-c", recipe, "wandb.project=x", "--strict", expect=2)
+    assert "wandb" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_parallelism_provider_lays_out_the_model(automodel, recipe, tmp_path, monkeypatch):

@@ -30,7 +30,6 @@ def same(one, other):
 def test_rows_keep_their_order_over_batches_of_encoding(tokenizer, write, whole):
     dataset = text_instruction(write(*ROWS), tokenizer)
     assert len(dataset) == len(ROWS)
-    assert dataset.lengths.tolist() == [len(sample["input_ids"]) for sample in dataset]
     for index in (0, 1023, 1024, 2499, -1):
         assert f"What is {ROWS[index]['output']}" not in whole(dataset[index])
         assert ROWS[index]["instruction"] in whole(dataset[index])

@@ -117,10 +117,14 @@ def test_loss_on_everything_when_asked(tokenizer, write):
     assert (dataset[0]["labels"] == dataset[0]["input_ids"]).all()
 
 
-def test_column_mapping_names_columns_of_the_data(tokenizer, write, learnt):
+def test_column_mapping_names_columns_of_the_data(tokenizer, write, learnt, capsys):
     path = write({"frage": "Hauptstadt?", "antwort": "Paris", "text": "not this"})
+    dataset = column_mapped(path, {"question": "frage", "answer": "antwort"}, tokenizer)
+    assert learnt(dataset[0]) == [f"Paris{END}"]
+    assert capsys.readouterr().err == ""
     dataset = column_mapped(path, {"question": "frage", "answer": "antwort"}, tokenizer, start_of_turn_token="x")
     assert learnt(dataset[0]) == [f"Paris{END}"]
+    assert "note: start_of_turn_token: x has no effect here" in capsys.readouterr().err
     assert learnt(text_instruction(path, tokenizer, column_mapping={"text": "text"})[0]) == [f"not this{END}"]
 
 
@@ -153,6 +157,42 @@ def test_reasoning_that_the_template_drops_is_not_learnt(with_template, write, l
     [sample] = chat(write({"messages": messages}), with_template(QWEN3))
     assert learnt(sample) == [f"Paris{END}", f"<think>Norway...</think>\nOslo{END}"]
     assert "France..." not in whole(sample)
+
+
+GREETING = [{"from": "gpt", "value": "assistant, how may I help?"}, {"from": "human", "value": "Capital of Norway?"}]
+FIRST_ALONE = [{"role": "assistant", "content": " Hi"}]
+REFUSES_ALONE = "{% if messages[0].role != 'user' %}{{ raise_exception('users first, please') }}{% endif %}" + MISTRAL
+SAYS_WHO = (  # puts something before the first content, but not before later ones
+    "{% for m in messages %}{{ m.role }}: {% if loop.first %}(begin) {% endif %}{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (None, [f"assistant, how may I help?{END}", f"Oslo{END}"]),
+        (MISTRAL, [f" assistant, how may I help?{END}", f" Oslo{END}"]),
+        (QWEN3, [f"assistant, how may I help?{END}", f"Oslo{END}"]),
+        (MARKED, [f"assistant, how may I help?{END}", f"Oslo{END}"]),
+        (PLAIN_TURNS, [" assistant, how may I help?\n", " Oslo\n"]),
+        (SAYS_WHO, ["Oslo\n"]),
+    ],
+)
+def test_a_conversation_may_begin_with_the_assistant(template, expected, tokenizer, with_template, write, learnt):
+    path = write({"conversations": [*GREETING, {"from": "gpt", "value": "Oslo"}]})
+    [sample] = text_instruction(path, with_template(template) if template else tokenizer)
+    assert learnt(sample) == expected
+
+
+def test_a_first_turn_is_learnt_like_any_other(tokenizer, with_template, write, learnt):
+    path = write({"messages": FIRST_ALONE})
+    assert learnt(chat(path, tokenizer)[0]) == [f" Hi{END}"]
+    with pytest.raises(InputError, match=r"train.jsonl:1: the only turn .* is the first message"):
+        chat(path, with_template(SAYS_WHO))
+    assert len(text_instruction(path, with_template(SAYS_WHO), answer_only_loss_mask=False)) == 1
+    with pytest.raises(InputError, match="the chat template refuses the conversation: users first, please"):
+        chat(path, with_template(REFUSES_ALONE))
 
 
 TOOLS = (

@@ -1,10 +1,13 @@
 """Models: what is loaded, made from a config, falls back, and is saved."""
 
-from concurrent.futures import ThreadPoolExecutor
+import inspect
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from automodel import InputError, notices
+from automodel.recipe.allowed import REMOTE_CODE
 from automodel_models_llm.causal_lm import from_config, from_pretrained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -82,11 +85,9 @@ def test_auto_is_the_data_type_of_the_checkpoint(directory):
     assert from_config(directory).load_module(CPU).dtype == torch.float32
 
 
-def test_model_and_tokenizer_load_in_two_threads_and_save_in_plain_layout(directory, tmp_path):
+def test_model_and_tokenizer_are_saved_in_plain_layout(directory, tmp_path):
     source = from_pretrained(directory)
-    with ThreadPoolExecutor() as threads:
-        tokenizer, module = threads.submit(source.load_processor), threads.submit(source.load_module, CPU)
-        tokenizer, module = tokenizer.result(), module.result()
+    tokenizer, module = source.load_processor(), source.load_module(CPU)
     assert tokenizer.model_max_length == 128
     state = {name: tensor + 1 for name, tensor in module.state_dict().items()}
     module.save_pretrained(tmp_path / "saved", state_dict=state)
@@ -119,9 +120,54 @@ def test_liger_without_accelerator_leaves_plain_kernels_and_a_note(directory, ca
     assert "use_liger_kernel: true is not usable here (Liger needs an accelerator" in capsys.readouterr().err
 
 
-def test_a_tokenizer_without_pad_token_gets_one(directory, tmp_path):
+def test_a_tokenizer_without_pad_token_gets_one(directory):
     tokenizer = AutoTokenizer.from_pretrained(directory)
     tokenizer.pad_token = None
     tokenizer.save_pretrained(directory)
     loaded = from_pretrained(directory).load_processor()
     assert loaded.pad_token == loaded.eos_token
+
+
+def test_a_tokenizer_is_saved_as_the_checkpoint_has_it(directory, tmp_path):
+    config = Path(directory) / "tokenizer_config.json"
+    before = {**json.loads(config.read_text()), "padding_side": "left", "model_max_length": 77}
+    config.write_text(json.dumps(before))
+    loaded = from_pretrained(directory).load_processor()
+    assert (loaded.padding_side, loaded.model_max_length) == ("left", 77)
+    loaded.save_pretrained(tmp_path / "again")
+    after = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_tokenizer_without_length_gets_the_number_of_positions(directory):
+    config = Path(directory) / "tokenizer_config.json"
+    settings = json.loads(config.read_text())
+    del settings["model_max_length"]
+    config.write_text(json.dumps(settings))
+    assert from_pretrained(directory).load_processor().model_max_length == 128
+
+
+def test_float16_is_told_to_have_no_loss_scaling(directory, make, tmp_path, capsys):
+    note = "note: the model is in float16, for which there is no loss scaling here"
+    from_pretrained(directory).load_module(CPU)
+    assert note not in capsys.readouterr().err
+    module = from_pretrained(directory, torch_dtype="fp16").load_module(CPU)
+    assert capsys.readouterr().err.count(note) == 1
+    module.save_pretrained(tmp_path / "half")
+    with notices.strictness(True):
+        for source in (from_pretrained(str(tmp_path / "half")), make(dtype="float16")):
+            with pytest.raises(InputError, match="bfloat16 is safer"):
+                source.load_module(CPU)
+
+
+def test_an_sdpa_patching_that_is_switched_off_is_told_to_have_no_effect(directory, capsys):
+    from_pretrained(directory, use_sdpa_patching=True)
+    assert capsys.readouterr().err == ""
+    from_pretrained(directory, use_sdpa_patching=False)
+    assert "note: use_sdpa_patching: false has no effect here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("provider", [from_pretrained, from_config])
+def test_remote_code_is_documented_with_the_flag_it_needs(provider):
+    assert f"--allow-target {REMOTE_CODE}" in inspect.getdoc(provider)
+    assert f"--allow-target {REMOTE_CODE}" in (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -1,10 +1,13 @@
 """The streaming data set: the same samples as the map-style one, shared out, shuffled, resumed."""
 
+import copy
 import json
 import pickle
 
 import pytest
-from automodel import InputError
+from automodel import InputError, notices
+from automodel.training.dataloader import DataLoader
+from automodel.training.step_scheduler import Progress, global_batches
 from automodel_models_llm.text_instruction import plain_text, text_instruction
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -81,6 +84,31 @@ def test_a_resume_goes_on_exactly(num_workers, shuffle_buffer, num_batches, path
     assert list(resumed) == following
 
 
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}])
+@pytest.mark.parametrize("shuffle_buffer", [0, 3])
+@pytest.mark.parametrize("num_groups", [2, 3, 4, 6])  # of 2, 2 and 1 rows in each epoch
+def test_a_resume_from_any_step_of_an_epoch_goes_on_exactly(num_groups, shuffle_buffer, options, write, tokenizer):
+    path = write(*ROWS[:5])
+
+    def loader():
+        dataset = text_instruction(path, tokenizer, streaming=True, shuffle_buffer=shuffle_buffer)
+        return DataLoader(dataset, tokenizer, batch_size=1, collate_fn=ids, **options)
+
+    def groups(loader, progress):
+        for group in global_batches(loader, progress, 2, num_epochs=3):
+            yield progress.epoch, group
+
+    expected = list(groups(loader(), Progress()))
+    assert [epoch for epoch, _ in expected] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    first, progress = loader(), Progress()
+    running = groups(first, progress)
+    assert [next(running) for _ in range(num_groups)] == expected[:num_groups]
+    state, progress = json.loads(json.dumps(first.state_dict())), copy.copy(progress)
+    resumed = loader()
+    resumed.load_state_dict(state)
+    assert list(groups(resumed, progress)) == expected[num_groups:]
+
+
 def test_a_resume_within_a_row_that_was_split_goes_on_exactly(write, tokenizer):
     path = write(*({"text": f"{n} " * 20} for n in range(6)))
     first, resumed = (plain_text(path, tokenizer, max_length=8, streaming=True) for _ in range(2))
@@ -124,3 +152,28 @@ def test_a_bad_row_is_told_when_it_comes_and_the_first_one_at_once(write, tokeni
         text_instruction(write("{", ROWS[0]), tokenizer, streaming=True)
     assert len(ids(text_instruction(path, tokenizer, streaming=True, on_bad_row="skip"))) == 1
     assert "1 row of the data set cannot be used and is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{"on_bad_row": "skip"}, {"max_length": 50, "truncation": "right"}])
+def test_rows_left_out_or_cut_are_told_once_and_end_no_strict_run(options, write, tokenizer, capsys):
+    long = {"instruction": "Count.", "output": "one two three " * 20}
+    path = write(*ROWS[:3], long, *(["{"] if "on_bad_row" in options else []))
+    with notices.strictness(True):
+        dataset = text_instruction(path, tokenizer, streaming=True, **options)
+        for epoch in range(2):
+            dataset.set_epoch(epoch)
+            assert len(ids(dataset)) == 4
+    output = capsys.readouterr().err
+    assert output.count("note: 1 row") == 1
+    assert ("is left out" if "on_bad_row" in options else "is cut on the right") in output
+
+
+def test_each_worker_tells_of_its_share_once(write, tokenizer, capfd):
+    dataset = text_instruction(write(*ROWS[:4], "{", "{", "{"), tokenizer, streaming=True, on_bad_row="skip")
+    loader = StatefulDataLoader(dataset, batch_size=None, num_workers=2)
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        assert len(ids(loader)) == 4
+    output = capfd.readouterr().err
+    assert output.count("note: share 1 of 2: 2 rows of the data set cannot be used and are left out") == 1
+    assert output.count("note: share 2 of 2: 1 row of the data set cannot be used and is left out") == 1

@@ -34,7 +34,6 @@ def tiny_llama() -> Callable[..., Any]:
             num_key_value_heads=2,
             max_position_embeddings=64,
             tie_word_embeddings=tie,
-            use_cache=False,
         )
         return LlamaForCausalLM(config).to(dtype)
 

@@ -89,7 +89,7 @@ def lr_scheduler_providers() -> tuple[Provider, ...]:
     """Learning rate schedules, all with a linear warm-up."""
     return (
         Provider("constant", "automodel.training.lr_schedules:constant", summary="flat after the warm-up"),
-        Provider("linear", "automodel.training.lr_schedules:linear", summary="linear to min_lr_ratio at the last step"),
+        Provider("linear", "automodel.training.lr_schedules:linear", summary="linear to min_lr_ratio"),
         Provider("cosine", "automodel.training.lr_schedules:cosine", summary="half a cosine to min_lr_ratio"),
         Provider("wsd", "automodel.training.lr_schedules:wsd", summary="warm-up, stable, decay"),
     )

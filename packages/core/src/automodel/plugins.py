@@ -60,9 +60,9 @@ class Plugins:
         """The plugins that were set apart."""
         return [plugin for plugin in self.plugins if plugin.problem]
 
-    def packages(self) -> set[str]:
-        """The import packages of the plugins that work; recipes may name callables inside them by dotted path."""
-        return {plugin.package for plugin in self.plugins if not plugin.problem}
+    def targets(self) -> set[str]:
+        """The targets of all providers, `"package.module:attribute"`; recipes may name them by dotted path too."""
+        return {entry.provider.target for kind in self.registry.kinds for entry in self.registry.providers(kind)}
 
 
 @cache

@@ -39,8 +39,9 @@ def test_checkpoints_are_found_by_looking_in_the_order_of_their_steps(tmp_path):
         lambda path: (path / "manifest.json").unlink(),
         lambda path: (path / "manifest.json").write_text('{"format": 1, "files"'),
         lambda path: (path / "manifest.json").write_text("[]"),
+        lambda path: (path / "manifest.json").write_text('{"format": 1, "files": {"model/model.safetensors": {}}}'),
     ],
-    ids=["changed", "truncated", "missing", "no manifest", "half a manifest", "no manifest of ours"],
+    ids=["changed", "truncated", "missing", "no manifest", "half a manifest", "no manifest of ours", "another shape"],
 )
 def test_a_damaged_checkpoint_is_passed_over_with_a_notice(tmp_path, capsys, damage):
     good = write(tmp_path, 1)
@@ -151,3 +152,38 @@ for step in itertools.count(2):
     process.wait()
     latest = directory.latest_verified(tmp_path)
     assert latest == directory.checkpoints(tmp_path)[-1][1], "the newest directory must be whole"
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path):
+    (write(tmp_path, 3) / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"every checkpoint .* is damaged"):
+        Checkpointer(checkpoint_dir=str(tmp_path)).find("auto")
+
+
+def test_a_run_does_not_go_back_within_its_own_directory(tmp_path):
+    early, late = write(tmp_path, 1), write(tmp_path, 2)
+    checkpointer = Checkpointer(checkpoint_dir=str(tmp_path))
+    assert checkpointer.find(str(late)) == late
+    with pytest.raises(InputError, match="also holds step_2"):
+        checkpointer.find(str(early))
+
+
+def test_pruning_never_takes_what_was_just_saved(tmp_path):
+    paths = {step: write(tmp_path, step) for step in (20, 30, 15)}
+    directory.prune(tmp_path, keep_last_n=2, just_saved=paths[15])
+    assert names(tmp_path) == ["step_15", "step_30"]
+
+
+def test_saving_a_step_again_replaces_the_damaged_one(tmp_path):
+    (write(tmp_path, 1) / "manifest.json").unlink()
+    path = write(tmp_path, 1, "other")
+    assert manifest.problems(path) == []
+    assert names(tmp_path) == ["step_1"]
+
+
+def test_files_of_a_checkpoint_are_as_readable_as_its_directory(tmp_path):
+    tmp_path.chmod(0o755)
+    with directory.publish(tmp_path, 1) as target:
+        (target / "private").write_text("x")
+        (target / "private").chmod(0o600)
+    assert (tmp_path / "step_1" / "private").stat().st_mode & 0o777 == 0o644

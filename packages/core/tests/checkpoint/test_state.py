@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from automodel import InputError
+from automodel import InputError, RunError
 from automodel.checkpoint.checkpointer import Checkpointer
 from automodel.checkpoint.state import fingerprint, load_state, save_state
 from automodel.interfaces import Run
 from automodel.training.dataloader import DataLoader
-from automodel.training.loop import fit
+from automodel.training.loop import fit, save
 from automodel.training.loss import cross_entropy
 from automodel.training.lr_schedules import cosine
 from automodel.training.options import TrainingOptions
@@ -52,6 +52,7 @@ def parts(tmp_path, optimizer="adamw", seed=0, frozen=False, max_steps=9, width=
         recipe=SimpleNamespace(),
         run=Run("tiny", tmp_path, {}, max_steps=max_steps),
         hooks=Hooks(),
+        loggers=[],
         device=torch.device("cpu"),
         processor=PROCESSOR,
         module=module,
@@ -118,3 +119,69 @@ def test_a_checkpoint_of_another_set_of_trained_parameters_is_refused(tmp_path):
         load_state(tmp_path / "state", before)
     with pytest.raises(InputError, match="does not fit this recipe"):
         load_state(tmp_path / "state", parts(tmp_path, "adafactor", frozen=True))
+
+
+def resumed(tmp_path, change):
+    """A run saved after step 4 and loaded into parts that `change` has changed."""
+    first = parts(tmp_path, max_steps=4)
+    fit(first)
+    (tmp_path / "state").mkdir(exist_ok=True)
+    save_state(tmp_path / "state", first)
+    second = parts(tmp_path)
+    change(second)
+    load_state(tmp_path / "state", second)
+    return second
+
+
+def test_settings_changed_in_the_recipe_count_from_the_first_resumed_step(tmp_path):
+    def change(second):
+        second.optimizer = torch.optim.AdamW(second.module.parameters(), lr=1e-3, weight_decay=0.5, fused=True)
+        second.lr_scheduler = cosine(second.optimizer, num_steps=9, warmup_steps=2)
+
+    plain, changed = resumed(tmp_path, lambda second: None), resumed(tmp_path, change)
+    (group,) = changed.optimizer.param_groups
+    assert group["lr"] == pytest.approx(plain.optimizer.param_groups[0]["lr"] / 10)
+    assert group["weight_decay"] == 0.5
+    fit(plain)
+    fit(changed)
+    rates = [[lr for *_, lr in run.hooks.losses] for run in (plain, changed)]
+    assert rates[1] == pytest.approx([rate / 10 for rate in rates[0]])
+
+
+def test_a_longer_schedule_counts_from_the_first_resumed_step(tmp_path):
+    def longer(second):
+        second.lr_scheduler = cosine(second.optimizer, num_steps=90, warmup_steps=2)
+
+    short, long = resumed(tmp_path, lambda second: None), resumed(tmp_path, longer)
+    assert long.optimizer.param_groups[0]["lr"] > short.optimizer.param_groups[0]["lr"]
+
+
+def test_a_parameter_that_never_had_a_gradient_does_not_keep_a_run_from_resuming(tmp_path):
+    def run(max_steps):
+        built = parts(tmp_path, max_steps=max_steps)
+        built.module.unused = torch.nn.Linear(2, 2)
+        built.optimizer = torch.optim.AdamW(built.module.parameters(), lr=1e-2, fused=True)
+        built.lr_scheduler = cosine(built.optimizer, num_steps=9, warmup_steps=2)
+        return built
+
+    whole = run(9)
+    fit(whole)
+    first = run(4)
+    fit(first)
+    (tmp_path / "state").mkdir()
+    save_state(tmp_path / "state", first)
+    second = run(9)
+    load_state(tmp_path / "state", second)
+    fit(second)
+    assert first.hooks.losses + second.hooks.losses == whole.hooks.losses
+    assert second.module.unused.weight not in second.optimizer.state
+
+
+def test_a_model_that_is_not_finite_is_not_saved(tmp_path):
+    built = parts(tmp_path)
+    built.checkpointer = Checkpointer(checkpoint_dir=str(tmp_path / "run"))
+    with torch.no_grad():
+        built.module.head.weight[0, 0] = float("nan")
+    with pytest.raises(RunError, match="not finite"):
+        save(built)
+    assert not (tmp_path / "run").exists()

@@ -46,6 +46,9 @@ def test_wsd_is_stable_then_decays():
         (constant, {"num_steps": None, "warmup_ratio": 0.1}, "max_steps"),
         (cosine, {"num_steps": 5, "warmup_steps": 1, "warmup_ratio": 0.1}, "not both"),
         (wsd, {"num_steps": 5, "decay_ratio": 0.0}, "decay_ratio"),
+        (linear, {"num_steps": 5, "warmup_ratio": 5}, "warmup_ratio"),
+        (linear, {"num_steps": 5, "warmup_steps": -1}, "warmup_steps"),
+        (cosine, {"num_steps": 5, "min_lr_ratio": 1.5}, "min_lr_ratio"),
     ],
 )
 def test_bad_schedules_are_refused(schedule, options, message):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from automodel import InputError
+from automodel.notices import notice
 from automodel.suggest import did_you_mean
 
 from automodel_models_llm.gguf_files import converted_tokenizer, load_gguf
-from automodel_models_llm.importing import quiet_unless_terminal, transformers_imports
 from automodel_models_llm.locations import Location, locate, unreachable
 from automodel_models_llm.options import apply_liger, check_attention, dtype_name, usable_attention
 from automodel_models_llm.tokenizers import load_tokenizer
@@ -39,21 +40,25 @@ def from_pretrained(
             directory of an installed Python package.
         gguf_file: the GGUF file in that place; null finds it where there is exactly one. Its weights are dequantised.
         torch_dtype: data type of the parameters: auto, float32, bfloat16, float16, also as torch.bfloat16, bf16, ...
-            `auto` is the checkpoint's own; float32 for GGUF files.
+            `auto` is the checkpoint's own; float32 for GGUF files. In float16 training has no loss scaling here, which
+            a note says: bfloat16 is safer.
         dtype: the newer spelling of torch_dtype.
         attn_implementation: sdpa (also for null), eager, flash_attention_2, flash_attention_3, flex_attention, or a
             kernel on the Hub (owner/repository). Where one cannot run, sdpa is used and a note says so.
         use_liger_kernel: fused Triton kernels of liger-kernel; where they cannot run, plain ones and a note.
-        use_sdpa_patching: accepted for NeMo's recipes; PyTorch picks its SDPA kernel by itself either way.
+        use_sdpa_patching: accepted for NeMo's recipes, with a note when it is false: PyTorch picks its SDPA kernel by
+            itself either way.
         quantization_config: a transformers quantization config, as a nested `_target_`.
         revision: branch, tag or commit of the Hub repository.
         cache_dir: where the Hub's files are kept; null is the Hub's own cache.
-        trust_remote_code: run Python code that comes with the model.
+        trust_remote_code: run Python code that comes with the model. A recipe that sets it is refused without the flag
+            `--allow-target transformers_modules`; name the code's `revision` too, so that it stays what you have read.
 
     Raises:
         InputError: no such place, or an option with an unknown value.
     """
-    del use_sdpa_patching
+    if not use_sdpa_patching:
+        notice("use_sdpa_patching: false has no effect here: PyTorch picks its SDPA kernel by itself either way")
     location = locate(pretrained_model_name_or_path, gguf_file)
     if location.gguf is not None and quantization_config is not None:
         raise InputError("a GGUF file is dequantised when it is loaded: quantization_config cannot be given with it")
@@ -85,12 +90,13 @@ def from_config(
         config: a directory or Hub id whose config.json is taken, or a mapping with `model_type` and any of that
             model's settings. `vocab_size` and the special tokens of a mapping are the tokenizer's unless it gives them.
         tokenizer: where the tokenizer lies (as in causal-lm); null takes it from `config`, if that is a place.
-        torch_dtype: data type of the parameters.
+        torch_dtype: data type of the parameters; a note tells of float16, as in causal-lm.
         dtype: the newer spelling of torch_dtype.
         attn_implementation: as in causal-lm.
         use_liger_kernel: as in causal-lm.
         revision: branch, tag or commit of the Hub repository.
-        trust_remote_code: run Python code that comes with the model.
+        trust_remote_code: run Python code that comes with the model. A recipe that sets it is refused without the flag
+            `--allow-target transformers_modules`; name the code's `revision` too, so that it stays what you have read.
 
     Raises:
         InputError: no such place or model type, no tokenizer, or an option with an unknown value.
@@ -113,7 +119,7 @@ def from_config(
 
 @dataclass(frozen=True)
 class PretrainedCausalLM:
-    """An `automodel.interfaces.ModelSource` whose two load methods may run in two threads at once."""
+    """An `automodel.interfaces.ModelSource` with a checkpoint."""
 
     location: Location
     dtype: str
@@ -143,7 +149,7 @@ class PretrainedCausalLM:
         Raises:
             InputError: the location does not hold such a model.
         """
-        quiet_unless_terminal()
+        _quiet_unless_terminal()
         attention = usable_attention(self.attention, device)
         module: Any
         if self.location.gguf is not None:
@@ -155,8 +161,8 @@ class PretrainedCausalLM:
         return _ready(module, device, self.use_liger_kernel)
 
     def _load_checkpoint(self, attention: str, device: torch.device) -> Any:
-        with transformers_imports():
-            from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
+
         # quantised weights are made on the device and stay there; the rest is moved at the end
         placement = {} if self.quantization_config is None else {"device_map": {"": device}}
         try:
@@ -210,10 +216,10 @@ class RandomCausalLM:
         Raises:
             InputError: there is no such model type, or its settings contradict each other.
         """
-        with transformers_imports():
-            import torch
-            from transformers import AutoModelForCausalLM
-        quiet_unless_terminal()
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        _quiet_unless_terminal()
         config = self._transformers_config()
         try:
             with device:
@@ -228,9 +234,9 @@ class RandomCausalLM:
         return _ready(module, device, self.use_liger_kernel)
 
     def _transformers_config(self) -> Any:
-        with transformers_imports():
-            from huggingface_hub.errors import StrictDataclassError
-            from transformers import CONFIG_MAPPING, AutoConfig
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import CONFIG_MAPPING, AutoConfig
+
         if isinstance(self.config, dict):
             settings = dict(self.config)
             model_type = settings.pop("model_type")
@@ -263,6 +269,19 @@ def _load_tokenizer(location: Location, revision: str | None, cache_dir: str | N
 
 
 def _ready(module: Any, device: torch.device, use_liger_kernel: bool) -> torch.nn.Module:
+    if str(module.dtype) == "torch.float16":  # also where the checkpoint's own data type was taken
+        notice(
+            "the model is in float16, for which there is no loss scaling here: small gradients, and the eps of AdamW, "
+            "become 0; torch_dtype: bfloat16 is safer"
+        )
     if use_liger_kernel:
         apply_liger(module, device)
     return module.to(device)
+
+
+def _quiet_unless_terminal() -> None:
+    """Keep transformers from drawing progress bars, now and when a checkpoint is saved, where no person watches."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()

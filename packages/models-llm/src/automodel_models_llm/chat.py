@@ -9,6 +9,7 @@ from automodel_models_llm.bad_rows import BadRowError
 from automodel_models_llm.row_formats import Conversation, Message, has_loss
 
 Span = tuple[int, int]
+_OTHER = "7b1e5f"  # a content that no template changes
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -17,7 +18,8 @@ class ChatTemplate:
 
     A turn of the assistant is what the model has to say once it is asked to go on: everything after the generation
     prompt, up to and with the end-of-turn token. A template with `{% generation %}` markers says so itself. For the
-    others the turn is found by rendering the conversation up to it and with it.
+    others the turn is found by rendering the conversation up to it and with it. A conversation that begins with the
+    assistant has nothing that could be rendered up to there: its first turn is found by its content.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -42,21 +44,53 @@ class ChatTemplate:
         spans = []
         for index, message in enumerate(conversation.messages):
             if index >= conversation.num_context and has_loss(message):
-                spans.append(self._turn(conversation, index, text))
+                start = self._start(conversation, index, text)
+                if start is not None:
+                    spans.append((start, self._end(conversation, index, text, start)))
         return text, spans
 
-    def _turn(self, conversation: Conversation, index: int, text: str) -> Span:
+    def _start(self, conversation: Conversation, index: int, text: str) -> int | None:
+        if index == 0:
+            return self._start_of_first(conversation, text)
         before = self._text(conversation, index, ask=True)
         if not text.startswith(before):
             raise BadRowError(
                 f"the chat template's generation prompt is not how it begins message {index + 1}, a turn of the "
                 "assistant; give the tokenizer a template with {% generation %} markers"
             )
+        return len(before)
+
+    def _start_of_first(self, conversation: Conversation, text: str) -> int | None:
+        """The start of a turn before which there is none, or None if it cannot be found.
+
+        Its content stands where the template puts any other content. What the model says begins with the generation
+        prompt's end, as in later turns: white space between that and the content belongs to the turn.
+        """
+        content = (conversation.messages[0].get("content") or "").strip()
+        other, question = (
+            Conversation([{"role": role, "content": _OTHER}], conversation.tools) for role in ("assistant", "user")
+        )
+        try:
+            closed = self._text(other, 1)
+            prompt = self._text(question, 1, ask=True).removeprefix(self._text(question, 1))
+        except BadRowError:
+            return None
+        heading = closed.partition(_OTHER)[0].rstrip()
+        said = text[len(heading) :].lstrip()
+        if not content or _OTHER not in closed or not text.startswith(heading) or not said.startswith(content):
+            return None
+        if not heading.endswith(prompt.rstrip()):
+            return None
+        spaces = text[len(heading) : len(text) - len(said)]
+        skipped = prompt[len(prompt.rstrip()) :]
+        return len(heading) + len(skipped) if spaces.startswith(skipped) else None
+
+    def _end(self, conversation: Conversation, index: int, text: str, start: int) -> int:
         last = index + 1 == len(conversation.messages)
         through = text if last else self._text(conversation, index + 1)
-        if len(through) > len(before) and text.startswith(through):
-            return len(before), self._without_newline(text, len(before), len(through))
-        return len(before), self._end_by_token(conversation.messages[index], text, len(before), through)
+        if len(through) > start and text.startswith(through):
+            return self._without_newline(text, start, len(through))
+        return self._end_by_token(conversation.messages[index], text, start, through)
 
     def _end_by_token(self, message: Message, text: str, start: int, through: str) -> int:
         """The end of a turn that the template writes differently once more turns follow (it drops the reasoning)."""
@@ -77,8 +111,6 @@ class ChatTemplate:
         return start + len(trimmed) if trimmed.endswith(self._special) else end
 
     def _text(self, conversation: Conversation, num_messages: int, ask: bool = False) -> str:
-        if num_messages == 0 and not ask:
-            return ""
         try:
             return self._tokenizer.apply_chat_template(
                 [_visible(message) for message in conversation.messages[:num_messages]],

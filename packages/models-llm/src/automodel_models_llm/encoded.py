@@ -24,7 +24,7 @@ from automodel_models_llm.sources import Row
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMAT = 1  # raise it when what is written here, or what encoding makes of a row, changes
+FORMAT = 2  # raise it when what is written here, or what encoding makes of a row, changes
 ROWS_AT_ONCE = 1024
 
 
@@ -57,11 +57,6 @@ class EncodedDataset:
     def __setstate__(self, directory: Path) -> None:
         self.directory = directory
         self._open(np.load(directory / "offsets.npy"))
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each sample, for samplers that group or pack by length."""
-        return np.diff(self._offsets)
 
     @property
     def num_label_tokens(self) -> int:

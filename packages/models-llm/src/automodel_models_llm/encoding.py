@@ -120,6 +120,11 @@ class Encoder:
                 if self._chat is None:
                     raise BadRowError("a conversation, but the tokenizer has no chat template")
                 text, spans = self._chat.render(content)
+                if self.answer_only and not spans:
+                    raise BadRowError(
+                        "the only turn of the assistant to learn from is the first message, and where that begins "
+                        "cannot be found in what the chat template makes of it"
+                    )
                 bounded = False
         return Rendered(text, spans if self.answer_only else [(0, len(text))], bounded)
 

@@ -11,7 +11,6 @@ from automodel import InputError
 from automodel.notices import notice
 
 from automodel_models_llm.cache import cache_directory, one_at_a_time, publish
-from automodel_models_llm.importing import transformers_imports
 
 if TYPE_CHECKING:
     import torch
@@ -70,15 +69,15 @@ def _cached(gguf: Path, what: str) -> Path:
 
 
 def _load_directory(directory: Path, dtype: str, attention: str) -> Any:
-    with transformers_imports():
-        from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
     return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention)
 
 
 def _dequantise(gguf: Path, dtype: str, attention: str) -> Any:
-    with transformers_imports():
-        import torch
-        from transformers import AutoModelForCausalLM, GgufConfig
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
     try:
         return AutoModelForCausalLM.from_pretrained(
             str(gguf.parent),
@@ -92,10 +91,10 @@ def _dequantise(gguf: Path, dtype: str, attention: str) -> Any:
 
 
 def _read_tokenizer(gguf: Path) -> Any:
-    with transformers_imports():
-        from gguf import GGUFReader
-        from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-        from transformers import AutoTokenizer
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+    from transformers import AutoTokenizer
+
     try:
         fields = GGUFReader(gguf).fields
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)

@@ -139,7 +139,7 @@ def column_mapped(
         answer_only_loss_mask: loss on answers only, or on every token.
         seq_length: tokens a row may have; null is what the model can read.
         truncation: what becomes of longer rows: an error, cut on the right or left, or left out.
-        start_of_turn_token: accepted for NeMo's recipes; the answer is found without it.
+        start_of_turn_token: accepted for NeMo's recipes, with a note: the answer is found without it.
         use_hf_chat_template: whether rows go through the chat template; null where there is one.
         limit_dataset_samples: read only the first rows.
         streaming: encode rows as they are needed.
@@ -147,7 +147,8 @@ def column_mapped(
     Raises:
         InputError: no such data, or rows that cannot be used; names file and line.
     """
-    del start_of_turn_token
+    if start_of_turn_token is not None:
+        notice(f"start_of_turn_token: {start_of_turn_token} has no effect here: the answer is found without it")
     return text_instruction(
         path_or_dataset_id,
         processor if tokenizer is None else tokenizer,

@@ -8,7 +8,6 @@ from typing import Any
 
 from automodel import InputError
 
-from automodel_models_llm.importing import transformers_imports
 from automodel_models_llm.locations import Location, unreachable
 
 _PLAIN_CLASSES = {"TokenizersBackend", "PreTrainedTokenizerFast"}
@@ -20,8 +19,9 @@ def load_tokenizer(
 ) -> Any:
     """Load the tokenizer of a location that holds no GGUF file.
 
-    A model without a pad token gets its end-of-text token as one (the collate function masks by length, never by
-    pad token), and one without `model_max_length` gets the model's number of positions.
+    It is saved beside the trained model, so it stays as the checkpoint has it, but for what is missing: without a pad
+    token it gets its end-of-text token as one (the collate function masks by length, never by pad token, and pads on
+    the right whatever `padding_side` says), and without `model_max_length` the model's number of positions.
 
     Raises:
         InputError: the location has none, or the Hub does not give it.
@@ -33,7 +33,6 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.model_max_length > _UNSET_LENGTH and location.directory is not None:
         tokenizer.model_max_length = _num_positions(location.directory) or tokenizer.model_max_length
-    tokenizer.padding_side = "right"
     return tokenizer
 
 
@@ -44,12 +43,12 @@ def _load(location: Location, revision: str | None, cache_dir: str | None, trust
     ):
         raise InputError(f"the model {location.name} has no tokenizer: its directory holds no tokenizer.json")
     if directory is not None and _is_plain(directory):
-        with transformers_imports():
-            from transformers.tokenization_utils_tokenizers import TokenizersBackend
+        from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
         # AutoTokenizer would come to the same class by way of the model's configuration, and import torch for it
         return TokenizersBackend.from_pretrained(directory)
-    with transformers_imports():
-        from transformers import AutoTokenizer
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(
             location.source, revision=revision, cache_dir=cache_dir, trust_remote_code=trust_remote_code

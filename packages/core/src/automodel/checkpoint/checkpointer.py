@@ -80,10 +80,25 @@ class Checkpointer:
                 )
             return None
         if resume != "auto":
-            return find_checkpoint(resume)
+            return self._not_behind(find_checkpoint(resume), own)
         if own and (latest := directory.latest_verified(self.directory)):
             return latest
+        if own:
+            raise InputError(
+                f"every checkpoint in {self.directory} is damaged; give a whole one with --resume PATH, or start anew "
+                "in another checkpoint.checkpoint_dir"
+            )
         return find_checkpoint(self.restore_from) if self.restore_from else None
+
+    def _not_behind(self, chosen: Path, own: list[tuple[int, Path]]) -> Path:
+        """Refuse to go back within the run's own directory: the newer checkpoints are of another future."""
+        newest = own[-1][1] if own else None
+        if newest and chosen.resolve().parent == self.directory.resolve() and chosen.name != newest.name:
+            raise InputError(
+                f"--resume {chosen}: {self.directory} also holds {newest.name}, and the two runs would mix; move the "
+                "newer checkpoints away, or choose another checkpoint.checkpoint_dir"
+            )
+        return chosen
 
 
 def find_checkpoint(path: str | Path) -> Path:

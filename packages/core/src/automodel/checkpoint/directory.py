@@ -9,6 +9,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from automodel.checkpoint import manifest
@@ -54,12 +55,16 @@ def publish(run_directory: Path, step: int) -> Iterator[Path]:
             if path.is_file():  # safetensors writes files that only their owner may read
                 path.chmod(path.stat().st_mode | stat.S_IMODE(run_directory.stat().st_mode) & 0o444)
             _flush(path)
-        if finished.exists():  # only a damaged one is ever written again
-            shutil.rmtree(finished)
+        replaced = run_directory / f"step_{step}.replaced{_INCOMPLETE}"
+        if finished.exists():  # a damaged one, or its run would have gone on from it
+            finished.rename(replaced)
         unfinished.rename(finished)
         _flush(run_directory)
-    except OSError as error:
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if not _is_refusal(error):
+            raise
         raise RunError(
             f"could not save the checkpoint of step {step}: {error}; earlier checkpoints in {run_directory} are intact"
         ) from error
@@ -70,8 +75,8 @@ def prune(run_directory: Path, keep_last_n: int, just_saved: Path) -> None:
 
     A damaged checkpoint does not count, so it never pushes a good one out; it is left for a person to look at.
     """
-    good = [path for _, path in checkpoints(run_directory) if path == just_saved or not manifest.problems(path)]
-    for path in good[:-keep_last_n]:
+    earlier = [path for _, path in checkpoints(run_directory) if path != just_saved and _is_whole(path)]
+    for path in earlier[: max(0, len(earlier) - (keep_last_n - 1))]:
         doomed = path.with_name(f"{path.name}{_INCOMPLETE}")  # a deletion that is cut short leaves no half checkpoint
         path.rename(doomed)
         shutil.rmtree(doomed)
@@ -116,6 +121,17 @@ def exclusive(run_directory: Path) -> Iterator[None]:
                 lock.unlink()
                 for path in made:
                     path.rmdir()
+
+
+@cache
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint's files are as they were written; a process reads each checkpoint once to know."""
+    return not manifest.problems(path)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the file system refused: as itself, or as safetensors and torch's distributed checkpoint tell it."""
+    return isinstance(error, OSError) or type(error).__name__ in ("SafetensorError", "CheckpointException")
 
 
 def _flush(path: Path) -> None:

@@ -39,18 +39,23 @@ def problems(directory: Path) -> list[str]:
     """What is wrong with a checkpoint's files, one line each; an empty list for a whole one."""
     try:
         files = read_manifest(directory)["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return [f"{MANIFEST} cannot be read ({error})"]
-    found = []
-    for name, expected in files.items():
-        path = directory / name
+        expected = {name: (int(file["size"]), str(file["sha256"])) for name, file in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"]
+    found = (_problem(directory, name, size, digest) for name, (size, digest) in expected.items())
+    return [problem for problem in found if problem]
+
+
+def _problem(directory: Path, name: str, size: int, digest: str) -> str | None:
+    path = directory / name
+    try:
         if not path.is_file():
-            found.append(f"{name} is missing")
-        elif path.stat().st_size != expected["size"]:
-            found.append(f"{name} has {path.stat().st_size} bytes, not {expected['size']}")
-        elif checksum(path) != expected["sha256"]:
-            found.append(f"{name} has another checksum")
-    return found
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+        return None if checksum(path) == digest else f"{name} has another checksum"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
 
 
 def checksum(path: Path) -> str:

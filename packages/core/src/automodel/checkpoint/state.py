@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from automodel.errors import InputError
 from automodel.training.rng import restore_rng, rng_tensors
@@ -41,6 +42,7 @@ def save_state(directory: Path, parts: Parts) -> None:
         "progress": asdict(parts.progress),
         "optimizer": {name: value for name, value in optimizer.items() if not torch.is_tensor(value)},
         "lr_scheduler": parts.lr_scheduler.state_dict(),
+        "settings": _settings(parts),
         "dataloader": parts.loader.state_dict(),
         "fingerprint": parts.fingerprint,
     }
@@ -59,19 +61,58 @@ def load_state(directory: Path, parts: Parts) -> None:
     Raises:
         InputError: the checkpoint is of another model, optimizer or adapter.
     """
-    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
-
     scalars = load_model(directory, parts.module, parts.fingerprint)
-    optimizer = _optimizer_state(parts)
-    moments = {name: value for name, value in optimizer.items() if torch.is_tensor(value)}
-    rng = rng_tensors()
-    _load_tensors(directory, _prefixed("optimizer", moments) | _prefixed("rng", rng))  # in place
-    optimizer |= scalars["optimizer"]
-    set_optimizer_state_dict(parts.module, parts.optimizer, optimizer, options=_flat())
+    _load_optimizer(directory, parts, scalars["optimizer"])
+    rng = {name: tensor for name, tensor in rng_tensors().items() if f"rng.{name}" in _saved_shapes(directory)}
+    _load_tensors(directory, _prefixed("rng", rng))
+    base_lrs = parts.lr_scheduler.base_lrs
     parts.lr_scheduler.load_state_dict(scalars["lr_scheduler"])
+    _take_over_settings(parts, base_lrs, scalars["settings"])
     parts.loader.load_state_dict(scalars["dataloader"])
     parts.progress.__dict__.update(asdict(Progress(**scalars["progress"])))
     restore_rng(rng)
+
+
+def _load_optimizer(directory: Path, parts: Parts, scalars: dict[str, Any]) -> None:
+    """Load the optimizer's moments. A parameter that had no gradient so far has none, and gets none."""
+    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
+    state = _optimizer_state(parts)
+    saved = _saved_shapes(directory)
+    names = {id(parameter): name for name, parameter in parts.module.named_parameters()}
+    seen = {name for name in names.values() if any(key.startswith(f"optimizer.state.{name}.") for key in saved)}
+    moments = {
+        key: value
+        for key, value in state.items()
+        if torch.is_tensor(value) and key.removeprefix("state.").rpartition(".")[0] in seen
+    }
+    _load_tensors(directory, _prefixed("optimizer", moments))  # in place
+    set_optimizer_state_dict(parts.module, parts.optimizer, state | scalars, options=_flat())
+    for parameter in list(parts.optimizer.state):
+        if names[id(parameter)] not in seen:
+            del parts.optimizer.state[parameter]
+
+
+def _take_over_settings(parts: Parts, base_lrs: list[Any], saved: dict[str, Any]) -> None:
+    """Let what the recipe has changed since the checkpoint count: the optimizer's settings and the schedule's shape."""
+    optimizer, scheduler = parts.optimizer, parts.lr_scheduler
+    for key, value in _settings(parts).items():
+        if key != "lr" and saved.get(key, value) != value:
+            for group in optimizer.param_groups:
+                group[key] = optimizer.defaults[key]
+    for index, (group, base_lr) in enumerate(zip(optimizer.param_groups, base_lrs, strict=True)):
+        if isinstance(scheduler, LambdaLR):
+            group["lr"] = base_lr * scheduler.lr_lambdas[index](scheduler.last_epoch)
+        elif base_lr != scheduler.base_lrs[index]:
+            group["lr"] *= base_lr / scheduler.base_lrs[index]
+        group["initial_lr"] = base_lr
+    scheduler.base_lrs = base_lrs
+
+
+def _settings(parts: Parts) -> dict[str, Any]:
+    """The optimizer's settings as the recipe and torch's defaults have them, as JSON has them."""
+    settings: dict[str, Any] = json.loads(json.dumps(parts.optimizer.defaults, default=str))
+    return settings
 
 
 def load_model(directory: Path, module: nn.Module, fingerprint: str) -> dict[str, Any]:
@@ -126,12 +167,9 @@ def _model_tensors(module: nn.Module) -> dict[str, Tensor]:
 def _load_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
     """Read into `tensors`, in place."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = HuggingFaceStorageReader(str(directory))
-    metadata = reader.read_metadata().state_dict_metadata
-    saved = {name: tuple(one.size) for name, one in metadata.items() if isinstance(one, TensorStorageMetadata)}
+    saved = _saved_shapes(directory)
     wrong = [
         f"{name} is {saved[name]} in it" if name in saved else f"{name} is not in it"
         for name, value in tensors.items()
@@ -144,7 +182,16 @@ def _load_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
             "give the recipe it was made with, another checkpoint.checkpoint_dir, or another --resume"
         )
     with _one_process():
-        load(tensors, storage_reader=reader, no_dist=True)
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=True)
+
+
+def _saved_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of a checkpoint and their shapes."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    metadata = HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
+    return {name: tuple(one.size) for name, one in metadata.items() if isinstance(one, TensorStorageMetadata)}
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

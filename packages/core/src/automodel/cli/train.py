@@ -43,7 +43,7 @@ def train(
                 dry_run as show,
             )  # imports torch, after the recipe is known to be good
 
-            click.echo(show(recipe))
+            click.echo(show(recipe, resume))
         else:
             from automodel.training.train import run_recipe  # likewise
 

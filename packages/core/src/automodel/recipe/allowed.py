@@ -8,56 +8,76 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-LIBRARIES = (
-    "torch.optim",
+EXPORTING = (
     "torch.nn",
+    "torch.nn.functional",
+    "torch.nn.init",
+    "torch.optim",
+    "torch.optim.lr_scheduler",
+    "torch.optim.swa_utils",
     "torch.utils.data",
-    "torch.distributed",
-    "torchdata",
+    "torch.utils.data.distributed",
+    "torchdata.stateful_dataloader",
     "transformers",
-    "automodel.training",
 )
-CORE = "automodel"
-STARTS_PROCESSES = (
-    "torch.distributed.elastic",
-    "torch.distributed.launch",
-    "torch.distributed.launcher",
-    "torch.distributed.run",
-    "torch.distributed.rpc",
-)
-"""Parts of the libraries whose functions run commands or pickles that they are given."""
+"""Modules of libraries whose exports may be named. Not what lies deeper: that holds scripts, test helpers and loaders
+that run commands, import modules by name, download code or unpickle files."""
 
-EXPORTS_ONLY = ("transformers",)
-"""Libraries of which only what the top package exports may be named: inside lie scripts and test helpers that run
-commands and unpickle files."""
+DEFINING = (
+    "torch.nn",
+    "torch.optim",
+    "torch.utils.data._utils",
+    "torch.utils.data.dataloader",
+    "torch.utils.data.dataset",
+    "torch.utils.data.distributed",
+    "torch.utils.data.sampler",
+    "torchdata.stateful_dataloader",
+    "transformers",
+)
+"""Where an export must be defined. Not `torch.utils.data.datapipes`, which open URLs and unpickle, and not
+`torch.distributed`, whose checkpoints are read as pickles by some functions and whose launchers run commands."""
 
 REMOTE_CODE = "transformers_modules"
 """The package into which transformers puts code that it downloads with a model."""
 
-RUNS_CODE = {"trust_remote_code": True, "weights_only": False}
-"""Arguments that let files of a model run code (a Python module, a pickle), with the value that does."""
+SAFE_VALUES: dict[str, tuple[bool | None, ...]] = {
+    "trust_remote_code": (False, None),
+    "allow_all_kernels": (False, None),
+    "use_local_kernel": (False, None),
+    "weights_only": (True,),
+}
+"""Arguments that let files of a model run code (a Python module, a compiled kernel, a pickle), with the values that do
+not. transformers asks only whether a value is true, so that 1 and "no" let them too."""
 
 
 class AllowList:
-    """The packages of the libraries, of the installed plugins, and those of `--allow-target`."""
+    """Exports of the libraries, targets of the installed providers, and the packages of `--allow-target`.
 
-    def __init__(self, plugin_packages: Iterable[str], chosen: Iterable[str]) -> None:
+    Args:
+        targets: of the providers, as `"package.module:attribute"`.
+        chosen: packages.
+    """
+
+    def __init__(self, targets: Iterable[str], chosen: Iterable[str]) -> None:
+        self.targets = frozenset(target.replace(":", ".") for target in targets)
         self.chosen = tuple(chosen)
-        self.packages = (*LIBRARIES, *sorted(set(plugin_packages) - {CORE}))
 
     def admits(self, module: str) -> bool:
         """Whether a function or class that is defined in this module may be called."""
-        if _within(module, self.chosen):
-            return True
-        return _within(module, self.packages) and not _within(module, STARTS_PROCESSES)
+        return _within(module, self.chosen) or _within(module, DEFINING)
 
     def wants_export(self, module: str) -> bool:
-        """Whether what is defined in this module must be named by the top package's export of it."""
-        return _within(module, EXPORTS_ONLY) and not _within(module, self.chosen)
+        """Whether what is defined in this module must be named by a library's export of it."""
+        return not _within(module, self.chosen)
 
-    def refuses_argument(self, key: Any, value: Any) -> bool:
-        """Whether this argument would run code that comes with a model."""
-        return key in RUNS_CODE and value is RUNS_CODE[key] and REMOTE_CODE not in self.chosen
+    def safe_values(self, key: Any) -> tuple[bool | None, ...] | None:
+        """The only values that this argument may have; None if it may have any."""
+        return None if REMOTE_CODE in self.chosen else SAFE_VALUES.get(key)
+
+
+def exporter(module: str) -> str:
+    """The innermost of `EXPORTING` that holds the module."""
+    return max((package for package in EXPORTING if _within(module, [package])), key=len)
 
 
 def _within(module: str, packages: Iterable[str]) -> bool:

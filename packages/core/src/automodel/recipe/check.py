@@ -105,14 +105,20 @@ class Checker:
         elif key not in signature.parameters and (not signature.open or not isinstance(key, str)):
             settable = [name for name in signature.parameters if name not in resolved.reserved]
             self.problems.add(at_key, here, f"`{resolved.name}` takes no `{key}`{did_you_mean(str(key), settable, 40)}")
-        if self.resolver.allowed.refuses_argument(key, node.value):
-            self.problems.add(
-                node.place,
-                here,
-                f"runs code that comes with the model: add --allow-target {REMOTE_CODE} if you trust it",
-            )
+        self._no_code(key, node, here)
         parameter = signature.parameters.get(key, Parameter(str(key), Any, "", None, False))
         return self.value(node, here, parameter)
+
+    def _no_code(self, key: Any, node: Node, path: Path_) -> None:
+        """Note an argument that would run code that comes with a model."""
+        safe = self.resolver.allowed.safe_values(key)
+        if safe is not None and not any(node.value is value for value in safe):
+            self.problems.add(
+                node.place,
+                path,
+                f"must be {str(safe[0]).lower()}, anything else runs code that comes with the model: "
+                f"add --allow-target {REMOTE_CODE} if you trust it",
+            )
 
     def value(self, node: Node, path: Path_, parameter: Parameter) -> Any:
         """Check a value against its parameter."""
@@ -137,6 +143,8 @@ class Checker:
         if isinstance(node.value, dict):
             if TARGET in node.value:
                 return self.target(node, path, None)
+            for key, child in node.value.items():
+                self._no_code(key, child, (*path, key))
             return {key: self.raw(child, (*path, key)) for key, child in node.value.items()}
         if isinstance(node.value, list):
             return [self.raw(child, (*path, i)) for i, child in enumerate(node.value)]

@@ -57,6 +57,12 @@ class Module:
         """Whether there is a file or package of that name below this package."""
         return any(_module_file(directory / name) for directory in self.directories)
 
+    def declared(self) -> set[str]:
+        """The names that its `__all__` lists."""
+        names = self.bindings.get("__all__")
+        elements = names.elts if isinstance(names, ast.List | ast.Tuple) else []
+        return {e.value for e in elements if isinstance(e, ast.Constant) and isinstance(e.value, str)}
+
     def submodules(self) -> list[str]:
         """The names of the modules below this package."""
         entries = (entry for directory in self.directories for entry in directory.glob("*"))

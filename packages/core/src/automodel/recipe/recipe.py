@@ -131,7 +131,7 @@ def load_recipe(
         root = apply(root, path, node, problems)
     root = interpolated(root, os.environ if env is None else env, problems)
     root = replace(root, value={key: node for key, node in root.value.items() if node.value is not None})
-    resolver = Resolver(plugins, AllowList(plugins.packages(), allow_targets))
+    resolver = Resolver(plugins, AllowList(plugins.targets(), allow_targets))
     targets = Checker(resolver, problems).sections(root)
     _require(needs, set(root.value), resolver, problems)
     problems.raise_any()

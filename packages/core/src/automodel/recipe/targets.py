@@ -9,9 +9,9 @@ from typing import Any
 from automodel.errors import InputError
 from automodel.plugins import Plugins
 from automodel.providers import Kind, Registered
-from automodel.recipe.allowed import AllowList
+from automodel.recipe.allowed import EXPORTING, AllowList, exporter
 from automodel.recipe.definitions import split
-from automodel.recipe.modules import TargetNotFoundError, exists
+from automodel.recipe.modules import TargetNotFoundError, exists, require_module
 from automodel.recipe.signature import Signature, read_signature
 from automodel.suggest import did_you_mean
 
@@ -84,34 +84,45 @@ class Resolver:
             raise InputError(f"the {whose} cannot be used: {error}") from error
 
     def _dotted(self, name: str, kind: Kind | None) -> Signature:
-        top = name.partition(".")[0]
-        if not exists(top):
+        if not exists(name.partition(".")[0]):
             raise InputError(self._unknown(name, kind))
         try:
             module, attribute = split(name)
             signature = read_signature(f"{module}:{attribute}")
         except TargetNotFoundError as error:
-            self._refuse(name, error.module)
+            if name not in self.allowed.targets:
+                self._refuse(name, error.module)
             raise InputError(f"{error}{self._broken()}") from error
+        if name in self.allowed.targets:
+            return signature
         defined_in, _, qualname = signature.location.partition(":")
-        self._refuse(name, defined_in)
+        self._refuse(name, defined_in, signature.location)
         self._refuse(name, signature.source_module)
-        exported = module == top and qualname.count(".") == attribute.count(".")  # and not reached through a module
-        if self.allowed.wants_export(defined_in) and not exported:
+        if self.allowed.wants_export(defined_in) and not _exported(module, attribute, defined_in, qualname):
+            library = exporter(defined_in)
+            trusted = library if library == "transformers" else defined_in
             raise InputError(
-                f"`{name}` is not allowed: write it as `{top}` exports it (`{top}.{qualname}`), if it does, "
-                f"or add --allow-target {top} if you trust this recipe"
+                f"`{name}` is not allowed: write it as `{library}` exports it (`{library}.{qualname}`), if it does, "
+                f"or add --allow-target {trusted} if you trust this recipe"
             )
         return signature
 
-    def _refuse(self, name: str, module: str) -> None:
-        if not self.allowed.admits(module):
-            package = module.partition(".")[0]
-            suggestion = package if package not in ("torch", "transformers", "automodel") else module
-            raise InputError(
-                f"`{name}` is defined in `{module}`, which is not allowed: "
-                f"add --allow-target {suggestion} if you trust this recipe"
-            )
+    def _refuse(self, name: str, module: str, location: str = "") -> None:
+        """Raise if what is defined in `module` may not be called."""
+        if self.allowed.admits(module):
+            return
+        package = module.partition(".")[0]
+        trusted = package if package not in ("torch", "torchdata", "transformers", "automodel") else module
+        add = f"add --allow-target {trusted} if you trust this recipe"
+        plugin = next((p.name for p in self.plugins.plugins if p.package == package and not p.problem), None)
+        if plugin is None:
+            raise InputError(f"`{name}` is defined in `{module}`, which is not allowed: {add}")
+        entries = [entry for kind in self.registry.kinds for entry in self.registry.providers(kind)]
+        meant = [entry.provider.name for entry in entries if entry.provider.target == location]
+        write = f"write `{meant[0]}`" if meant else f"`automodel plugins show {plugin}` lists its providers"
+        raise InputError(
+            f"`{name}` is not allowed: of the plugin {plugin}, a recipe names providers only; {write}, or {add}"
+        )
 
     def _unknown(self, name: str, kind: Kind | None) -> str:
         wanted = f"{kind.name} provider" if kind else "provider"
@@ -131,6 +142,16 @@ class Resolver:
     def _broken(self) -> str:
         plugins = [f"{plugin.name} ({plugin.problem})" for plugin in self.plugins.broken]
         return f"; plugins that could not be loaded: {', '.join(plugins)}" if plugins else ""
+
+
+def _exported(module: str, attribute: str, defined_in: str, qualname: str) -> bool:
+    """Whether `module.attribute` is a library's public name of what is defined there, for users of the library."""
+    names = attribute.split(".")
+    if module not in EXPORTING or any(name.startswith("_") for name in names):
+        return False
+    if len(names) != len(qualname.split(".")):  # reached through another module that is imported there
+        return False
+    return names[0] in require_module(module).bindings or names[0] in require_module(defined_in).declared()
 
 
 def required_but_missing(resolved: Resolved, written: Any) -> list[str]:

@@ -56,11 +56,10 @@ def build_data(recipe: Recipe) -> Data:
         validation_target = recipe.target("validation_dataloader") if recipe.has("validation_dataloader") else None
         if validation_target is None:
             kept = {name: value for name, value in loader_target.kwargs.items() if name not in _ORDER_ARGUMENTS}
-            validation_target = dataclasses.replace(loader_target, kwargs={**kept, "sampler": "sequential"})
-        elif not validation_target.kwargs.keys() & set(_ORDER_ARGUMENTS):
-            validation_target = dataclasses.replace(
-                validation_target, kwargs={**validation_target.kwargs, "sampler": "sequential"}
-            )
+            validation_target = dataclasses.replace(loader_target, kwargs=kept)
+        if validation_target.accepts("sampler") and not validation_target.kwargs.keys() & set(_ORDER_ARGUMENTS):
+            in_order = {**validation_target.kwargs, "sampler": "sequential"}
+            validation_target = dataclasses.replace(validation_target, kwargs=in_order)
         validation_dataset = build(recipe, "validation_dataset", **given)
         validation_loader = build_target(recipe, validation_target, dataset=validation_dataset, **given)
     loader = build_target(recipe, loader_target, dataset=dataset, **given)
@@ -76,7 +75,10 @@ def build_parts(recipe: Recipe, data: Data, checkpointer: Checkpointer, manager:
     options: TrainingOptions = build(recipe, "training")
     per_step = data.scheduler.micro_batches_per_step(data.loader.samples_per_turn)
     num_steps = data.scheduler.num_steps(per_step, data.loader.num_micro_batches())
+    if num_steps == 0:
+        raise InputError("the data give no whole micro-batch: there is no step to train; check dataloader.drop_last")
     run = Run(data.source.name, checkpointer.directory, recipe.resolved(), max_steps=num_steps)
+    loggers = [build_target(recipe, target, run=run) for target in recipe.sections_of("logger")]
     device = pick_device(options.device)
     peft = build(recipe, "peft") if recipe.has("peft") else None
     data.seeds.apply()  # random weights and adapters depend on the seed, not on what reading the data drew
@@ -99,6 +101,7 @@ def build_parts(recipe: Recipe, data: Data, checkpointer: Checkpointer, manager:
         recipe=recipe,
         run=run,
         hooks=manager.hook,
+        loggers=loggers,
         device=device,
         processor=data.processor,
         module=module,
@@ -151,7 +154,8 @@ def pick_device(name: str) -> torch.device:
 def _build_optimizer(recipe: Recipe, trainable: list[nn.Parameter]) -> torch.optim.Optimizer:
     target = recipe.target("optimizer")
     assert target is not None  # the kind has a default
-    if target.accepts("fused") and not target.kwargs.keys() & {"fused", "foreach"}:
+    is_torchs = target.location.startswith("torch.optim")
+    if is_torchs and target.accepts("fused") and not target.kwargs.keys() & {"fused", "foreach"}:
         target = dataclasses.replace(target, kwargs={**target.kwargs, "fused": True})  # torch's default is its slowest
     optimizer: torch.optim.Optimizer = build_target(recipe, target, params=trainable)
     return optimizer

@@ -80,8 +80,8 @@ class DataLoader:
         if self._iterable:
             from torchdata.stateful_dataloader import StatefulDataLoader  # 0.3 s that only streaming needs
 
-            if shuffle:
-                raise InputError("an iterable data set comes in its own order: leave shuffle out")
+            if shuffle or sampler == "random":
+                raise InputError("an iterable data set comes in its own order: leave shuffle and sampler out")
             self._loader: Any = StatefulDataLoader(dataset, batch_size=batch_size, drop_last=drop_last, **options)
             return
         if not len(dataset):
@@ -125,6 +125,10 @@ class DataLoader:
         Raises:
             InputError: it was saved with another number of workers.
         """
+        if self._iterable != bool(state):
+            raise InputError(
+                "this run was saved with another kind of data set: streaming is on in one and off in the other"
+            )
         if not self._iterable:
             return
         if state["num_workers"] != self._loader.num_workers:

@@ -14,7 +14,7 @@ from automodel.training.build import build, build_data, build_parts
 from automodel.training.collate import IGNORED_LABEL
 
 
-def dry_run(recipe: Recipe) -> str:
+def dry_run(recipe: Recipe, resume: str = "auto") -> str:
     """Build a checked recipe's parts and describe them and the first micro-batch; nothing is written or updated.
 
     Raises:
@@ -23,6 +23,7 @@ def dry_run(recipe: Recipe) -> str:
     checkpointer: Checkpointer = build(recipe, "checkpoint")
     data = build_data(recipe)
     parts = build_parts(recipe, data, checkpointer, plugins.installed().manager)
+    start = checkpointer.find(resume)
     batch = next(iter(data.loader.micro_batches(epoch=0, start=0)))
     tokens_per_step = batch["labels"].shape[0] * parts.micro_batches_per_step
     return "\n".join(
@@ -33,6 +34,7 @@ def dry_run(recipe: Recipe) -> str:
             f"steps        {parts.num_steps or 'until the data ends'}, {tokens_per_step} samples each "
             f"({parts.micro_batches_per_step} micro-batches)",
             f"checkpoints  {checkpointer.directory if checkpointer.enabled else 'none'}",
+            f"starts       {f'from {start}' if start else 'anew'}",
             "first micro-batch, decoded (> carries loss):",
             *describe_batch(batch, data.processor),
         ]

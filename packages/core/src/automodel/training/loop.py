@@ -75,8 +75,17 @@ def run_validation(parts: Parts) -> dict[str, float]:
 
 
 def save(parts: Parts) -> None:
-    """Write a checkpoint, if the recipe wants any, and tell the hooks."""
+    """Write a checkpoint, if the recipe wants any, and tell the hooks.
+
+    Raises:
+        RunError: a parameter is not finite: a checkpoint of it would push good ones out.
+    """
     if parts.checkpointer.enabled:
+        if not all(bool(p.isfinite().all()) for p in parts.module.parameters() if p.requires_grad):
+            raise RunError(
+                f"parameters of the model are not finite after step {parts.progress.step}, so it is not saved; earlier "
+                "checkpoints are intact. A lower learning rate, or fp32 or bf16 instead of float16, may help"
+            )
         path = parts.checkpointer.save(parts, dict(parts.run.summary))
         parts.hooks.checkpoint_saved(step=parts.progress.step, path=path)
 

@@ -30,7 +30,7 @@ def linear(
     warmup_ratio: float = 0.0,
     min_lr_ratio: float = 0.0,
 ) -> LambdaLR:
-    """Linear to `min_lr_ratio` of the learning rate at the end of the run.
+    """Linear towards `min_lr_ratio` of the learning rate, which it reaches when the last step is done.
 
     Args:
         optimizer: whose learning rate is scaled.
@@ -39,9 +39,11 @@ def linear(
         warmup_ratio: the warm-up as a share of the run's steps, instead of warmup_steps.
         min_lr_ratio: the last learning rate as a share of the first.
     """
-    return _scheduler(
-        optimizer, num_steps, warmup_steps, warmup_ratio, lambda p: min_lr_ratio + (1 - min_lr_ratio) * (1 - p)
-    )
+
+    def shape(progress: float) -> float:
+        return min_lr_ratio + (1 - min_lr_ratio) * (1 - progress)
+
+    return _scheduler(optimizer, num_steps, warmup_steps, warmup_ratio, shape, min_lr_ratio)
 
 
 def cosine(
@@ -64,7 +66,7 @@ def cosine(
     def shape(progress: float) -> float:
         return min_lr_ratio + (1 - min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    return _scheduler(optimizer, num_steps, warmup_steps, warmup_ratio, shape)
+    return _scheduler(optimizer, num_steps, warmup_steps, warmup_ratio, shape, min_lr_ratio)
 
 
 def wsd(
@@ -92,7 +94,7 @@ def wsd(
         decayed = max(0.0, (progress - (1 - decay_ratio)) / decay_ratio)
         return 1 - (1 - min_lr_ratio) * decayed
 
-    return _scheduler(optimizer, num_steps, warmup_steps, warmup_ratio, shape)
+    return _scheduler(optimizer, num_steps, warmup_steps, warmup_ratio, shape, min_lr_ratio)
 
 
 def _scheduler(
@@ -101,9 +103,16 @@ def _scheduler(
     warmup_steps: int,
     warmup_ratio: float,
     shape: Callable[[float], float],
+    min_lr_ratio: float = 0.0,
     needs_end: bool = True,
 ) -> LambdaLR:
     """`shape` maps progress after the warm-up, 0 to 1, to a factor."""
+    if warmup_steps < 0 or not 0 <= warmup_ratio <= 1:
+        raise InputError(
+            f"warmup_steps must not be negative, warmup_ratio lie in 0 to 1: {warmup_steps}, {warmup_ratio}"
+        )
+    if not 0 <= min_lr_ratio <= 1:
+        raise InputError(f"min_lr_ratio must lie in 0 to 1, not {min_lr_ratio}")
     if warmup_steps and warmup_ratio:
         raise InputError("set warmup_steps or warmup_ratio, not both")
     if num_steps is None and (needs_end or warmup_ratio):

@@ -6,8 +6,9 @@ import json
 import resource
 import sys
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import torch
 
@@ -71,10 +72,19 @@ def peak_flops(device: torch.device) -> float | None:
 class MetricsFile:
     """Writes `metrics.jsonl` into the run's directory: a line each step and each validation, each step once."""
 
+    def __init__(self) -> None:
+        self._file: IO[str] | None = None
+
     @hookimpl
     def fit_start(self, run: Run) -> None:
-        """Open the file; a resumed run drops what was written after its checkpoint."""
+        """Open the file.
+
+        A resumed run drops what was written after its checkpoint. One that starts at step 0 leaves what another run
+        has written as `metrics.<n>.jsonl`.
+        """
         path = run.directory / FILE
+        if run.step == 0 and path.exists() and path.stat().st_size:
+            path.rename(next(old for n in count(1) if not (old := path.with_suffix(f".{n}.jsonl")).exists()))
         kept = [line for line in read_metrics(path) if line["step"] <= run.step] if run.step else []
         unfinished = path.with_suffix(".tmp")
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -94,9 +104,11 @@ class MetricsFile:
     @hookimpl
     def fit_end(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _write(self, step: int, metrics: Mapping[str, float]) -> None:
+        assert self._file is not None  # fit_start comes first
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
 

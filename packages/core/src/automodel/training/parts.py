@@ -26,6 +26,7 @@ class Parts:
         recipe: what it was built from.
         run: what life-cycle hooks may know.
         hooks: pluggy's relay; calls reach every plugin and logger.
+        loggers: of the recipe, built and not yet started.
         device: where the model lies.
         processor: the tokenizer or processor, saved beside the model.
         module: the model, adapted.
@@ -37,6 +38,7 @@ class Parts:
     recipe: Recipe
     run: Run
     hooks: Any
+    loggers: list[object]
     device: torch.device
     processor: Any
     module: nn.Module

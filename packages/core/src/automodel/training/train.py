@@ -12,11 +12,13 @@ from typing import Any
 from automodel import plugins
 from automodel.checkpoint import directory
 from automodel.checkpoint.checkpointer import Checkpointer
+from automodel.checkpoint.manifest import read_manifest
 from automodel.checkpoint.state import load_state
 from automodel.environment import versions
+from automodel.errors import InputError
 from automodel.notices import notice, strictness
 from automodel.recipe import Recipe, load_recipe
-from automodel.training.build import build, build_data, build_parts, build_target
+from automodel.training.build import build, build_data, build_parts
 from automodel.training.console import ConsoleProgress
 from automodel.training.loop import fit
 from automodel.training.metrics import MetricsFile
@@ -79,10 +81,10 @@ def run_recipe(recipe: Recipe, resume: str = "auto") -> TrainResult:
         if start is not None:
             load_state(start / "state", parts)
             parts.run.step = parts.progress.step
+            parts.run.summary.update(read_manifest(start)["metrics"])
             _tell_resumed(parts, start)
         _describe_run(parts)
-        loggers = [build_target(recipe, target, run=parts.run) for target in recipe.sections_of("logger")]
-        with _registered(manager, [ConsoleProgress(), MetricsFile(), *loggers]):
+        with _registered(manager, [ConsoleProgress(), MetricsFile(), *parts.loggers]):
             try:
                 fit(parts)
             except BaseException as error:
@@ -110,7 +112,6 @@ def _registered(manager: Any, loggers: list[object]) -> Iterator[None]:
 
 def _tell_resumed(parts: Parts, checkpoint: Path) -> None:
     done = parts.num_steps is not None and parts.progress.step >= parts.num_steps
-    print(f"resuming from {checkpoint}" + ("; all its steps are done, nothing to train" if done else ""), flush=True)
     before = load_recipe_data(checkpoint / "recipe.yaml")
     free = {"checkpoint", *(logger.path[0] for logger in parts.recipe.sections_of("logger"))}
     changed = sorted(
@@ -118,6 +119,12 @@ def _tell_resumed(parts: Parts, checkpoint: Path) -> None:
         for key in _changes(before, parts.recipe.resolved())
         if key not in _FREE_TO_CHANGE and key.partition(".")[0] not in free
     )
+    if changed and done:
+        raise InputError(
+            f"all steps of {checkpoint} are done, but the recipe has changed since ({', '.join(changed)}): give "
+            "another checkpoint.checkpoint_dir to train anew, or more step_scheduler.max_steps to train on"
+        )
+    print(f"resuming from {checkpoint}" + ("; all its steps are done, nothing to train" if done else ""), flush=True)
     if changed:
         notice(f"the recipe has changed since {checkpoint}: {', '.join(changed)}")
 
