@@ -63,10 +63,10 @@ def publish(run_directory: Path, step: int) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        if not _is_refusal(error):
+        if (reason := _refusal(error)) is None:
             raise
         raise RunError(
-            f"could not save the checkpoint of step {step}: {error}; earlier checkpoints in {run_directory} are intact"
+            f"could not save the checkpoint of step {step}: {reason}; earlier checkpoints in {run_directory} are intact"
         ) from error
 
 
@@ -129,9 +129,15 @@ def _is_whole(path: Path) -> bool:
     return not manifest.problems(path)
 
 
-def _is_refusal(error: BaseException) -> bool:
-    """Whether the file system refused: as itself, or as safetensors and torch's distributed checkpoint tell it."""
-    return isinstance(error, OSError) or type(error).__name__ in ("SafetensorError", "CheckpointException")
+def _refusal(error: BaseException) -> str | None:
+    """How the file system refused, as itself or by safetensors' or torch DCP's words; None for any other error."""
+    match type(error).__name__:
+        case "CheckpointException":  # holds each rank's error, and prints them with their tracebacks
+            first, _ = next(iter(error.failures.values()))  # type: ignore[attr-defined]
+            return str(first)
+        case "SafetensorError":
+            return str(error)
+    return str(error) if isinstance(error, OSError) else None
 
 
 def _flush(path: Path) -> None:
