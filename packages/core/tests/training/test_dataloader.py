@@ -82,6 +82,19 @@ def test_a_stream_resumes_exactly(num_workers):
     assert seen + [ids(batch) for batch in second.micro_batches(0)] == whole
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_saved_at_the_end_of_an_epoch_goes_on_with_the_next(num_workers):
+    first = loader(Stream(), num_workers=num_workers)
+    progress = Progress()
+    whole = [[ids(b) for b in step] for step in global_batches(first, progress, 5, 2)]
+    first, progress = loader(Stream(), num_workers=num_workers), Progress()
+    steps = global_batches(first, progress, 5, 2)
+    seen = [[ids(b) for b in next(steps)] for _ in range(3)]  # 12 micro-batches an epoch: the third step is short
+    second = loader(Stream(), num_workers=num_workers)
+    second.load_state_dict(first.state_dict())
+    assert seen + [[ids(b) for b in step] for step in global_batches(second, progress, 5, 2)] == whole
+
+
 def test_a_stream_saved_with_other_workers_says_so():
     state = loader(Stream()).state_dict()
     with pytest.raises(InputError, match="num_workers: 0"):

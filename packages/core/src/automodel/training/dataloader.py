@@ -65,6 +65,7 @@ class DataLoader:
         self.world_size = world_size
         self._iterable = isinstance(dataset, IterableDataset)
         self._dataset = dataset
+        self._epoch_had_ended = False
         if pin_memory and not torch.accelerator.is_available():
             notice("pin_memory has no accelerator to serve here: memory is not pinned")
             pin_memory = False
@@ -102,6 +103,9 @@ class DataLoader:
 
     def micro_batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield this rank's micro-batches of an epoch, from the global sample position `start`."""
+        if self._epoch_had_ended:
+            self._epoch_had_ended = False
+            return
         if not self._iterable:
             self._batches.epoch, self._batches.start = epoch, start
         elif hasattr(self._dataset, "set_epoch"):
@@ -136,7 +140,10 @@ class DataLoader:
                 f"this run was saved with dataloader.num_workers: {state['num_workers']}, and a streaming data set "
                 f"resumes only with the same number, not {self._loader.num_workers}"
             )
-        self._loader.load_state_dict(state["loader"])
+        # torchdata 0.11 would give an epoch that had ended once more; test_dataloader.py tells if the key goes
+        self._epoch_had_ended = state["loader"]["_iterator_finished"]
+        if not self._epoch_had_ended:
+            self._loader.load_state_dict(state["loader"])
 
 
 class MicroBatchSampler:
