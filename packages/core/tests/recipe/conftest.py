@@ -12,6 +12,7 @@ from automodel.recipe import Recipe, RecipeError, load_recipe
 
 PLUGIN = """
 from automodel import Kind, Provider, hookimpl
+from toybox.things import model as aliased
 
 @hookimpl
 def model_providers():
@@ -77,6 +78,13 @@ class Config:
 class Rows:
     def __init__(self, path: str, processor, seed: int = 0, transform: Callable[[Any], Any] | None = None):
         self.path, self.processor, self.seed, self.transform = path, processor, seed, transform
+
+    @classmethod
+    def read(cls, path: str):
+        return cls(path, None)
+
+def shell(command: str):
+    os.system(command)
 
 def collate(processor, marker: str = ""):
     return ("collate", processor, marker)

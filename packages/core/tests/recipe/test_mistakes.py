@@ -44,10 +44,25 @@ BAD = {
         ["is defined in `os`, which is not allowed: add --allow-target os if you trust this recipe"],
     ),
     "a forbidden module behind a plugin": ("model:\n  _target_: toybox.things.os.system\n", "2:13", ["not allowed"]),
-    "a function that starts processes": (
-        "dataset:\n  _target_: torch.distributed.elastic.multiprocessing.start_processes\n",
+    "a re-export of a provider": (
+        "model:\n  _target_: toybox.plugin.aliased\n",
         "2:13",
-        ["not allowed"],
+        ["of the plugin toybox, a recipe names providers only; write `toy-model`, or add --allow-target toybox if you"],
+    ),
+    "a helper inside a plugin": (
+        "dataset:\n  _target_: toybox.things.shell\n  command: ls\n",
+        "2:13",
+        ["`automodel plugins show toybox` lists its providers, or add --allow-target toybox"],
+    ),
+    "a method of a provider": (
+        "dataset:\n  _target_: toybox.things.Rows.read\n",
+        "2:13",
+        ["names providers only"],
+    ),
+    "a run inside a run": (
+        "dataset:\n  _target_: automodel.training.train.train\n  recipe: evil.yaml\n  allow_targets: [subprocess]\n",
+        "2:13",
+        ["a recipe names providers only; `automodel plugins show automodel-core` lists its providers, or add"],
     ),
     "a nested forbidden target": (
         "dataloader:\n  collate_fn:\n    _target_: subprocess.run\n    args: ls\n",
@@ -64,16 +79,21 @@ BAD = {
         "2:13",
         ["not allowed: write it as `transformers` exports it"],
     ),
+    "a class by the module that defines it": (
+        "optimizer:\n  _target_: torch.optim.adamw.AdamW\n",
+        "2:13",
+        ["not allowed: write it as `torch.optim` exports it (`torch.optim.AdamW`), if it does, or add --allow-target"],
+    ),
     "core itself": ("dataset:\n  _target_: automodel.plugins.installed\n", "2:13", ["not allowed"]),
     "a pickle": (
         "dataset:\n  _target_: anything\n  weights_only: false\n",
         "3:17",
-        ["runs code that comes with the model", "--allow-target transformers_modules"],
+        ["must be true, anything else runs code that comes with the model: add --allow-target transformers_modules"],
     ),
     "remote code": (
         "dataset:\n  _target_: anything\n  trust_remote_code: true\n",
         "3:22",
-        ["runs code that comes with the model", "--allow-target transformers_modules"],
+        ["must be false, anything else runs code that comes with the model: add --allow-target transformers_modules"],
     ),
     "an unset variable": ("rng:\n  seed: ${NOPE}\n", "2:9", ["NOPE is not set and has no default"]),
     "a malformed variable": ("model: {_target_: toy-model, path: '${A-b}'}\n", "1:36", ["write ${NAME}"]),

@@ -101,10 +101,12 @@ class Resolver:
         if self.allowed.wants_export(defined_in) and not _exported(module, attribute, defined_in, qualname):
             library = exporter(defined_in)
             trusted = library if library == "transformers" else defined_in
-            raise InputError(
-                f"`{name}` is not allowed: write it as `{library}` exports it (`{library}.{qualname}`), if it does, "
-                f"or add --allow-target {trusted} if you trust this recipe"
-            )
+            path = f"{library}.{qualname}"
+            if name == path:
+                write = f"`{library}` does not export it;"
+            else:
+                write = f"write it as `{library}` exports it (`{path}`), if it does, or"
+            raise InputError(f"`{name}` is not allowed: {write} add --allow-target {trusted} if you trust this recipe")
         return signature
 
     def _refuse(self, name: str, module: str, location: str = "") -> None:
@@ -151,7 +153,11 @@ def _exported(module: str, attribute: str, defined_in: str, qualname: str) -> bo
         return False
     if len(names) != len(qualname.split(".")):  # reached through another module that is imported there
         return False
-    return names[0] in require_module(module).bindings or names[0] in require_module(defined_in).declared()
+    library = require_module(module)
+    if names[0] in library.bindings:
+        return True
+    from_star = any(f"{defined_in}.".startswith(f"{star}.") for star in library.stars)
+    return from_star and names[0] in require_module(defined_in).declared()
 
 
 def required_but_missing(resolved: Resolved, written: Any) -> list[str]:
