@@ -5,14 +5,13 @@ import resource
 import sys
 import time
 
+import torch
+from datasets import load_dataset
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
 job = json.loads(sys.argv[1])
-
-import torch  # noqa: E402
-from datasets import load_dataset  # noqa: E402
-from peft import LoraConfig  # noqa: E402
-from transformers import TrainerCallback  # noqa: E402
-from trl import SFTConfig, SFTTrainer  # noqa: E402
-
 torch.set_num_threads(job["threads"])
 
 
@@ -22,7 +21,8 @@ ends: list[float] = []
 class Clock(TrainerCallback):
     """When each step ended."""
 
-    def on_step_end(self, args, state, control, **kwargs):  # noqa: D102
+    def on_step_end(self, args, state, control, **kwargs):
+        """Note the time."""
         ends.append(time.time())
 
 
