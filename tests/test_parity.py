@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from transformers import GgufConfig, LlamaConfig, LlamaForCausalLM
 
 SEED = 11
-LR = 1e-2
 LORA = """
 peft:
   _target_: lora
@@ -32,7 +31,7 @@ model:
 """
 
 
-def recipe(tmp_path, data, model, peft, num_steps, batch_size, grad_acc_steps):
+def recipe(tmp_path, data, model, peft, lr, num_steps, batch_size, grad_acc_steps):
     path = tmp_path / "recipe.yaml"
     path.write_text(
         model
@@ -48,7 +47,7 @@ step_scheduler:
   grad_acc_steps: {grad_acc_steps}
 optimizer:
   _target_: torch.optim.AdamW
-  lr: {LR}
+  lr: {lr}
 lr_scheduler:
   _target_: linear
   warmup_steps: 3
@@ -132,15 +131,16 @@ def seed():
 
 
 CASES = [
-    pytest.param(TINY_MODEL, tiny_model, id="tiny"),
-    pytest.param(REAL_MODEL, real_model, id="SmolLM2-135M", marks=pytest.mark.slow),
+    pytest.param(TINY_MODEL, tiny_model, 1e-2, id="tiny"),
+    # a learning rate at which the run diverges would blow the last bit's differences up, whoever made them
+    pytest.param(REAL_MODEL, real_model, 2e-5, id="SmolLM2-135M", marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize("peft", ["", LORA], ids=["full", "lora"])
-@pytest.mark.parametrize(("model", "make_model"), CASES)
-def test_twenty_steps_equal_plain_pytorch(automodel, tmp_path, data, model, make_model, peft):
-    automodel("train", "-c", recipe(tmp_path, data, model, peft, num_steps=20, batch_size=4, grad_acc_steps=1))
+@pytest.mark.parametrize(("model", "make_model", "lr"), CASES)
+def test_twenty_steps_equal_plain_pytorch(automodel, tmp_path, data, model, make_model, lr, peft):
+    automodel("train", "-c", recipe(tmp_path, data, model, peft, lr, num_steps=20, batch_size=4, grad_acc_steps=1))
 
     seed()
     plain = make_model()
@@ -148,7 +148,7 @@ def test_twenty_steps_equal_plain_pytorch(automodel, tmp_path, data, model, make
         plain = get_peft_model(
             plain, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         )
-    optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=LR)
+    optimizer = torch.optim.AdamW([p for p in plain.parameters() if p.requires_grad], lr=lr)
     theirs = plain_losses(plain, list(rows(data)), optimizer, num_steps=20, global_batch=4)
 
     ours = list(metrics(tmp_path / "run").values())
@@ -157,16 +157,16 @@ def test_twenty_steps_equal_plain_pytorch(automodel, tmp_path, data, model, make
 
 
 @pytest.mark.parametrize("peft", ["", LORA], ids=["full", "lora"])
-@pytest.mark.parametrize(("model", "make_model"), CASES)
+@pytest.mark.parametrize(("model", "make_model", "lr"), CASES)
 def test_the_same_global_batch_gives_the_same_losses_however_it_is_split(
-    automodel, tmp_path, data, model, make_model, peft
+    automodel, tmp_path, data, model, make_model, lr, peft
 ):
     long_row = '{"instruction": "Repeat: ' + "one two three " * 60 + '", "output": "' + "one two three " * 60 + '"}\n'
     with (data / "train.jsonl").open("a") as file:
         file.write(long_row * 3)
     losses = {}
     for batch_size, grad_acc_steps in ((8, 1), (4, 2), (1, 8)):
-        path = recipe(tmp_path, data, model, peft, 20, batch_size, grad_acc_steps)
+        path = recipe(tmp_path, data, model, peft, lr, 20, batch_size, grad_acc_steps)
         run = f"run{batch_size}"
         automodel("train", "-c", path, f"checkpoint.checkpoint_dir={run}")
         losses[batch_size] = list(metrics(tmp_path / run).values())
