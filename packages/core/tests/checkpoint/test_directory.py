@@ -174,6 +174,14 @@ def test_pruning_never_takes_what_was_just_saved(tmp_path):
     assert names(tmp_path) == ["step_15", "step_30"]
 
 
+def test_an_old_checkpoint_that_cannot_be_deleted_is_told_and_the_new_one_stays(tmp_path):
+    paths = [write(tmp_path, step) for step in (1, 2)]
+    (tmp_path / "step_1.incomplete" / "in the way").mkdir(parents=True)
+    with pytest.raises(RunError, match="could not delete the old checkpoint"):
+        directory.prune(tmp_path, keep_last_n=1, just_saved=paths[1])
+    assert manifest.problems(paths[1]) == []
+
+
 def test_saving_a_step_again_replaces_the_damaged_one(tmp_path):
     (write(tmp_path, 1) / "manifest.json").unlink()
     path = write(tmp_path, 1, "other")

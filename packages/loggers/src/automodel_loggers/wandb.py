@@ -118,7 +118,7 @@ class WandbLogger:
                 mode = "offline"
         try:
             return self._start(run, mode)
-        except Exception as error:
+        except Exception as error:  # tracking is no reason not to train, whatever wandb raises
             notice(f"wandb does not log: {_first_line(error)}")
             return None
 
@@ -166,7 +166,7 @@ class WandbLogger:
             return
         try:
             action(self._tracked)
-        except Exception as error:
+        except Exception as error:  # nor to end a run
             self._tracked = None
             # no notice(): that would end a strict run in the middle
             print(f"note: wandb stops logging: {_first_line(error)}; the run goes on", file=sys.stderr, flush=True)

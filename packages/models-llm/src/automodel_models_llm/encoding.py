@@ -67,6 +67,7 @@ class Encoder:
     def __init__(
         self, tokenizer: Any, formats: RowFormats, max_length: int | None, truncation: str, answer_only: bool
     ) -> None:
+        # tokenizers written in Python have no such attribute
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             raise InputError(f"the tokenizer {type(tokenizer).__name__} has no tokenizer.json, which data sets need")
         self.formats, self.max_length, self.truncation, self.answer_only = formats, max_length, truncation, answer_only

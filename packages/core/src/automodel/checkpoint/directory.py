@@ -61,7 +61,7 @@ def publish(run_directory: Path, step: int) -> Iterator[Path]:
         unfinished.rename(finished)
         _flush(run_directory)
         shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException as error:
+    except BaseException as error:  # DCP's CheckpointException is no Exception, and ctrl-c must leave no half either
         shutil.rmtree(unfinished, ignore_errors=True)
         if (reason := _refusal(error)) is None:
             raise
@@ -74,12 +74,18 @@ def prune(run_directory: Path, keep_last_n: int, just_saved: Path) -> None:
     """Delete the oldest checkpoints so that `keep_last_n` verified ones stay.
 
     A damaged checkpoint does not count, so it never pushes a good one out; it is left for a person to look at.
+
+    Raises:
+        RunError: the file system refused; the checkpoint just saved is whole.
     """
     earlier = [path for _, path in checkpoints(run_directory) if path != just_saved and _is_whole(path)]
     for path in earlier[: max(0, len(earlier) - (keep_last_n - 1))]:
         doomed = path.with_name(f"{path.name}{_INCOMPLETE}")  # a deletion that is cut short leaves no half checkpoint
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+        try:
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            raise RunError(f"could not delete the old checkpoint {path}: {error}; {just_saved} is saved") from error
 
 
 @contextmanager
@@ -133,6 +139,7 @@ def _refusal(error: BaseException) -> str | None:
     """How the file system refused, as itself or by safetensors' or torch DCP's words; None for any other error."""
     match type(error).__name__:
         case "CheckpointException":  # holds each rank's error, and prints them with their tracebacks
+            # the class is matched by name because its module takes seconds to import, so mypy sees BaseException
             first, _ = next(iter(error.failures.values()))  # type: ignore[attr-defined]
             return str(first)
         case "SafetensorError":

@@ -158,7 +158,7 @@ class _Reader:
             if isinstance(result, _Unknown):
                 self.dropped = True
                 return NoneType
-            return Any if result is Any else Union[result, None]  # noqa: UP007
+            return Any if result is Any else Union[result, None]  # noqa: UP007  (a value known at run time only)
         if special == "Union":
             return self.union(inner)
         if special == "Literal":

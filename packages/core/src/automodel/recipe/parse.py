@@ -79,7 +79,7 @@ class _Parser:
 
     def unreadable(self, error: Any) -> Place:
         """The place of a character that YAML does not allow."""
-        position = getattr(error, "position", None)
+        position = getattr(error, "position", None)  # only ruamel's ReaderError has one
         if not isinstance(position, int):
             return Place(self.source)
         before = self.text[:position].split("\n")

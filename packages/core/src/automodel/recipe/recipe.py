@@ -84,6 +84,7 @@ class Recipe:
         stream = io.StringIO()
         yaml = YAML(typ="safe", pure=True)
         yaml.default_flow_style = False
+        # false keeps the recipe's order; ruamel types the attribute by its default alone
         yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
         yaml.width = 4096
         yaml.dump(self.resolved(), stream)

@@ -87,7 +87,7 @@ def run_recipe(recipe: Recipe, resume: str = "auto") -> TrainResult:
         with _registered(manager, [ConsoleProgress(), MetricsFile(), *parts.loggers]):
             try:
                 fit(parts)
-            except BaseException as error:
+            except BaseException as error:  # loggers should see ctrl-c as well
                 parts.hooks.exception(error=error, run=parts.run)
                 raise
             finally:
