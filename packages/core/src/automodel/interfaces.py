@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from torch.distributed import ProcessGroup
 
 Sample: TypeAlias = Mapping[str, Any]
 """One row, ready for the collate function. Text models: `input_ids` and `labels`, sequences of `num_tokens` integers
@@ -50,6 +52,22 @@ class ModelSource(Protocol):
             InputError: the location does not hold such a model.
         """
 
+    def empty_module(self) -> nn.Module:
+        """Make the same module on the meta device, in training dtype: shapes, no values.
+
+        Raises:
+            InputError: the location does not hold such a model, or it cannot be made without its values.
+        """
+
+    def load_weights(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Give the pretrained values to a module of `empty_module` that has been given memory.
+
+        Args:
+            module: the one that `empty_module` made; its submodules may be adapted and laid out since.
+            tensors: its parameters and persistent buffers by the names they had, to be filled in place. They may be
+                DTensors, of which this process reads only its part. All processes call this together.
+        """
+
 
 class Peft(Protocol):
     """What a PEFT provider returns: a change to a model that leaves most of its parameters frozen."""
@@ -83,10 +101,52 @@ class Loader(Protocol):
 
 
 class Parallelism(Protocol):
-    """What a parallelism provider returns: how the model is laid over the processes."""
+    """What a parallelism provider returns: how the model is laid over the processes.
+
+    torch.distributed is initialised before it is made, unless the run has one process.
+    """
+
+    @property
+    def dp_group(self) -> ProcessGroup | None:
+        """The processes that train on different samples, this one among them; None if it is alone."""
+
+    @property
+    def cp_group(self) -> ProcessGroup | None:
+        """The processes that hold different positions of the same samples; None if this one is alone."""
+
+    @property
+    def shards_parameters(self) -> bool:
+        """Whether processes hold parts of parameters.
+
+        If so, the model is made on the meta device, and each process reads only its part of the weights.
+        """
 
     def parallelize(self, module: nn.Module) -> nn.Module:
-        """Return the model, wrapped or sharded in place, on this rank's device."""
+        """Lay out the model, in place, and return what is called in the forward pass.
+
+        Names of parameters, and the modules that own them, stay as they are. A module that `shards_parameters` comes
+        with meta tensors wherever its values are not known yet; they are given memory and values afterwards.
+
+        Gradients are averaged over `dp_group` and `cp_group`; core multiplies the loss by their sizes.
+
+        Raises:
+            InputError: the model cannot be laid out so.
+        """
+
+    def shard_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Return the optimizer that steps the parameters as they are laid out: often the one given."""
+
+    def local_part(self, inputs: Batch, targets_BL: Tensor) -> tuple[Batch, Tensor]:
+        """This process's positions of a micro-batch's model inputs and shifted labels: all, without `cp_group`."""
+
+    def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
+        """The context of the forward and backward of one micro-batch. Only the last of a step averages gradients."""
+
+    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+        """Clip the gradients of `parameters` to a total L2 norm, in place, and return the norm of before.
+
+        Parts of one parameter, and parameters on different processes, count as one vector.
+        """
 
 
 @dataclass
