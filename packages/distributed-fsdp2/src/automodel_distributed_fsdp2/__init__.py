@@ -1,0 +1,1 @@
+"""FSDP2, tensor and context parallelism for AutoModel, by torch.distributed."""
