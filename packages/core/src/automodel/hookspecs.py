@@ -63,6 +63,11 @@ def parallelism_providers() -> Iterable[Provider]:
 
 
 @hookspec
+def dist_env_providers() -> Iterable[Provider]:
+    """Return providers whose call gives what `automodel.parallel.process_group.ProcessGroup` is."""
+
+
+@hookspec
 def step_scheduler_providers() -> Iterable[Provider]:
     """Return providers whose call gives an `automodel.training.step_scheduler.StepScheduler`."""
 

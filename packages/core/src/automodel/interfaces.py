@@ -52,8 +52,8 @@ class ModelSource(Protocol):
             InputError: the location does not hold such a model.
         """
 
-    def empty_module(self) -> nn.Module:
-        """Make the same module on the meta device, in training dtype: shapes, no values.
+    def empty_module(self, device: torch.device) -> nn.Module:
+        """Make the module that `load_module(device)` gives, but on the meta device: shapes and dtypes, no values.
 
         Raises:
             InputError: the location does not hold such a model, or it cannot be made without its values.
@@ -91,7 +91,7 @@ class Loader(Protocol):
         """Yield this rank's micro-batches of an epoch, from the global sample position `start`."""
 
     def num_micro_batches(self) -> int | None:
-        """Micro-batches of one epoch on this rank, or None where the length is not known."""
+        """Micro-batches of one epoch on the rank that has most, or None where the length is not known."""
 
     def state_dict(self) -> dict[str, Any]:
         """What it needs, besides epoch and sample position, to go on exactly where it is. JSON values only."""
@@ -123,6 +123,8 @@ class Parallelism(Protocol):
 
     def parallelize(self, module: nn.Module) -> nn.Module:
         """Lay out the model, in place, and return what is called in the forward pass.
+
+        That is the model itself, or a wrapper that keeps it as its attribute `module` and passes arguments on.
 
         Names of parameters, and the modules that own them, stay as they are. A module that `shards_parameters` comes
         with meta tensors wherever its values are not known yet; they are given memory and values afterwards.

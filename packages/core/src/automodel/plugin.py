@@ -14,7 +14,8 @@ KINDS = (
         default="stateful",
         injected=("dataset", "processor", "seed", "rank", "world_size"),
     ),
-    Kind("parallelism", sections=("distributed",)),
+    Kind("parallelism", sections=("distributed",), default="ddp", injected=("device",)),
+    Kind("dist_env", sections=("dist_env",), default="process-group"),
     Kind("step_scheduler", sections=("step_scheduler",), default="steps"),
     Kind("optimizer", sections=("optimizer",), default="adamw", injected=("params",)),
     Kind("lr_scheduler", sections=("lr_scheduler",), default="constant", injected=("optimizer", "num_steps")),
@@ -54,6 +55,34 @@ def dataloader_providers() -> tuple[Provider, ...]:
             "automodel.training.dataloader:DataLoader",
             aliases=("torchdata.stateful_dataloader.StatefulDataLoader", "torch.utils.data.DataLoader"),
             summary="torchdata's StatefulDataLoader; order depends on seed and epoch only, resumes at the sample",
+        ),
+    )
+
+
+@hookimpl
+def parallelism_providers() -> tuple[Provider, ...]:
+    """The default parallelism."""
+    return (
+        Provider(
+            "ddp",
+            "automodel.parallel.ddp:DataParallel",
+            aliases=(
+                "nemo_automodel.components.distributed.ddp.DDPManager",
+                "nemo_automodel.distributed.ddp.DDPManager",
+            ),
+            summary="torch DistributedDataParallel: a whole model in every process",
+        ),
+    )
+
+
+@hookimpl
+def dist_env_providers() -> tuple[Provider, ...]:
+    """How processes find each other."""
+    return (
+        Provider(
+            "process-group",
+            "automodel.parallel.process_group:ProcessGroup",
+            summary="torch.distributed's process group, gloo or nccl",
         ),
     )
 

@@ -9,6 +9,7 @@ from automodel import InputError, RunError
 from automodel.checkpoint.checkpointer import Checkpointer
 from automodel.checkpoint.state import fingerprint, load_state, save_state
 from automodel.interfaces import Run
+from automodel.parallel.ddp import DataParallel
 from automodel.training.dataloader import DataLoader
 from automodel.training.loop import fit, save
 from automodel.training.loss import cross_entropy
@@ -44,7 +45,7 @@ def parts(tmp_path, optimizer="adamw", seed=0, frozen=False, max_steps=9, width=
     random.seed(seed)
     np.random.seed(seed)
     module = TinyLM(dropout=0.3, width=width)
-    mark = fingerprint(module)
+    mark = fingerprint(module.named_parameters())
     if frozen:
         module.embed.requires_grad_(False)
     built = OPTIMIZERS[optimizer]([p for p in module.parameters() if p.requires_grad])
@@ -56,6 +57,9 @@ def parts(tmp_path, optimizer="adamw", seed=0, frozen=False, max_steps=9, width=
         device=torch.device("cpu"),
         processor=PROCESSOR,
         module=module,
+        forward=module,
+        parallelism=DataParallel(torch.device("cpu")),
+        samples_per_step=6,
         fingerprint=mark,
         optimizer=built,
         lr_scheduler=cosine(built, num_steps=9, warmup_steps=2),

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from automodel import InputError, RunError
+from automodel.parallel.ddp import DataParallel
 from automodel.training.collate import pad
 from automodel.training.loss import cross_entropy
 from automodel.training.options import TrainingOptions
@@ -12,6 +13,7 @@ from tiny import AllLogitsLM, TinyLM, rows
 from torch.nn import functional as F
 
 CPU = torch.device("cpu")
+ALONE = DataParallel(CPU)
 COLLATE = pad(SimpleNamespace(pad_token_id=0))
 
 
@@ -24,7 +26,7 @@ def steps(module, splits, optimizer=None, options=None, num_steps=4):
         size = 8 // splits
         micro_batches = [COLLATE(samples[start : start + size]) for start in range(0, 8, size)]
         options = options or TrainingOptions(max_grad_norm=None)
-        losses.append(train_step(module, micro_batches, cross_entropy(), optimizer, options, CPU).loss)
+        losses.append(train_step(module, micro_batches, cross_entropy(), optimizer, options, CPU, ALONE).loss)
     return losses
 
 
@@ -43,7 +45,7 @@ def test_loss_and_gradient_equal_plain_pytorch():
     plain = copy.deepcopy(module)
     batch = COLLATE(rows(4))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
-    result = train_step(module, [batch], cross_entropy(), optimizer, TrainingOptions(max_grad_norm=0.1), CPU)
+    result = train_step(module, [batch], cross_entropy(), optimizer, TrainingOptions(max_grad_norm=0.1), CPU, ALONE)
 
     logits = plain(batch["input_ids"]).logits
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
@@ -62,7 +64,7 @@ def test_logits_are_the_same_whether_or_not_the_model_can_leave_some_out():
     module, whole = TinyLM(), AllLogitsLM()
     whole.load_state_dict(module.state_dict())
     batch = COLLATE(rows(5))
-    for ours, theirs in zip(label_logits(module, batch), label_logits(whole, batch), strict=True):
+    for ours, theirs in zip(label_logits(module, batch, ALONE), label_logits(whole, batch, ALONE), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -73,7 +75,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(value):
     with torch.no_grad():
         module.head.bias[3] = value
     before = copy.deepcopy(module.state_dict())
-    result = train_step(module, [COLLATE(rows(4))], cross_entropy(), optimizer, TrainingOptions(), CPU)
+    result = train_step(module, [COLLATE(rows(4))], cross_entropy(), optimizer, TrainingOptions(), CPU, ALONE)
     assert not result.updated
     assert all(parameter.grad is None for parameter in module.parameters())
     for name, tensor in module.state_dict().items():
@@ -87,14 +89,16 @@ def test_a_step_that_is_not_finite_stops_the_run_where_the_recipe_says_so():
     optimizer = torch.optim.AdamW(module.parameters())
     options = TrainingOptions(on_nonfinite="stop")
     with pytest.raises(RunError, match="on_nonfinite"):
-        train_step(module, [COLLATE(rows(4))], cross_entropy(), optimizer, options, CPU)
+        train_step(module, [COLLATE(rows(4))], cross_entropy(), optimizer, options, CPU, ALONE)
 
 
 def test_a_batch_without_labels_is_an_error():
     batch = COLLATE([{"input_ids": [1, 2, 3], "labels": [-100] * 3}])
     module = TinyLM()
     with pytest.raises(InputError, match="masked"):
-        train_step(module, [batch], cross_entropy(), torch.optim.SGD(module.parameters()), TrainingOptions(), CPU)
+        train_step(
+            module, [batch], cross_entropy(), torch.optim.SGD(module.parameters()), TrainingOptions(), CPU, ALONE
+        )
 
 
 def test_mixed_precision_keeps_parameters_in_fp32_and_stays_near_the_fp32_loss():

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from automodel import InputError
+from automodel.parallel.ddp import DataParallel
 from automodel.training.dataloader import DataLoader
 from automodel.training.loss import cross_entropy
 from automodel.training.options import TrainingOptions
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 CPU = torch.device("cpu")
+ALONE = DataParallel(CPU)
 PROCESSOR = SimpleNamespace(pad_token_id=0)
 
 
@@ -29,7 +31,7 @@ def test_exact_match_counts_rows_whose_every_label_is_the_first_choice():
         {"input_ids": [1, 2, 9, 9], "labels": [-100, -100, -100, 9]},  # right
     ]
     loader = DataLoader(samples, PROCESSOR, batch_size=2, sampler="sequential")
-    metrics = validate(Echo(), loader, cross_entropy(), TrainingOptions(), CPU)
+    metrics = validate(Echo(), loader, cross_entropy(), TrainingOptions(), CPU, ALONE)
     assert metrics["val_exact_match"] == pytest.approx(2 / 3)
     assert metrics["val_token_accuracy"] == pytest.approx(4 / 5)
     assert metrics["val_rows"] == 3
@@ -45,6 +47,7 @@ def test_validation_loss_is_per_label_token_whatever_the_batch_size():
             cross_entropy(),
             TrainingOptions(),
             CPU,
+            ALONE,
         )["val_loss"]
         for size in (1, 3, 7)
     ]
@@ -58,11 +61,11 @@ def test_validation_draws_nothing_from_the_runs_random_numbers():
     before = torch.get_rng_state()
     for workers in (0, 1):
         loader = DataLoader(rows(5), PROCESSOR, batch_size=2, sampler="sequential", num_workers=workers)
-        validate(module, loader, cross_entropy(), TrainingOptions(), CPU)
+        validate(module, loader, cross_entropy(), TrainingOptions(), CPU, ALONE)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_validation_without_labels_is_an_error():
     loader = DataLoader([{"input_ids": [1, 2], "labels": [-100, -100]}], PROCESSOR)
     with pytest.raises(InputError, match="no row"):
-        validate(TinyLM(), loader, cross_entropy(), TrainingOptions(), CPU)
+        validate(TinyLM(), loader, cross_entropy(), TrainingOptions(), CPU, ALONE)

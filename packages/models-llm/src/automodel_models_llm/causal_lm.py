@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from automodel import InputError
 from automodel.notices import notice
+from automodel.parallel.groups import by_first
+from automodel.parallel.weights import read_safetensors
 from automodel.suggest import did_you_mean
 
-from automodel_models_llm.gguf_files import converted_tokenizer, load_gguf
+from automodel_models_llm.gguf_files import converted_model, converted_tokenizer, load_gguf
 from automodel_models_llm.locations import Location, locate, unreachable
+from automodel_models_llm.meta import fill_from_whole, fresh_buffers, holds, meta_model, weights_directory
 from automodel_models_llm.options import apply_liger, check_attention, dtype_name, usable_attention
 from automodel_models_llm.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
 
@@ -160,6 +165,60 @@ class PretrainedCausalLM:
         module.name_or_path = self.name  # what an adapter's configuration calls its base; for GGUF not a cache's path
         return _ready(module, device, self.use_liger_kernel)
 
+    def empty_module(self, device: torch.device) -> torch.nn.Module:
+        """Make the model without values, for the device that it will lie on.
+
+        Raises:
+            InputError: the location does not hold such a model, or it is to be quantised.
+        """
+        if self.quantization_config is not None:
+            raise InputError(
+                "a quantised model is loaded whole and cannot be sharded: use distributed: {_target_: ddp}, or leave "
+                "quantization_config out"
+            )
+        _quiet_unless_terminal()
+        config = self._config(self._plain_location())
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = "float32" if self.location.gguf is not None else str(config.dtype or "float32")
+        module = meta_model(config, dtype, usable_attention(self.attention, device), self.trust_remote_code)
+        module.name_or_path = self.name
+        return _ready(module, device, self.use_liger_kernel)
+
+    def load_weights(self, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Give a module of `empty_module` its values; of sharded tensors each process reads its part."""
+        fresh_buffers(module)
+        location = self._plain_location()
+        directory = None if location.gguf is not None else weights_directory(location, self.revision, self.cache_dir)
+        if directory is not None and holds(directory, tensors):
+            read_safetensors(directory, tensors)
+        else:  # names that transformers converts, or another format
+            fill_from_whole(tensors, self.load_module, torch.device("cpu"))
+
+    def _plain_location(self) -> Location:
+        """The location; of a GGUF file the directory it was converted to, if that is kept."""
+        if self.location.gguf is None:
+            return self.location
+        gguf = self.location.gguf_path(self.revision, self.cache_dir)
+        directory = by_first(lambda: converted_model(gguf, "float32" if self.dtype == "auto" else self.dtype))
+        return self.location if directory is None else Location(self.location.name, directory)
+
+    def _config(self, location: Location) -> Any:
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(
+                location.source,
+                revision=self.revision,
+                cache_dir=self.cache_dir,
+                trust_remote_code=self.trust_remote_code,
+                **({} if location.gguf is None else {"gguf_file": location.gguf}),
+            )
+        except (OSError, ValueError) as error:
+            if location.directory is None and isinstance(error, OSError):
+                raise InputError(unreachable(self.name, self.revision, error)) from error
+            raise InputError(f"the model {self.name} cannot be loaded: {error}") from error
+
     def _load_checkpoint(self, attention: str, device: torch.device) -> Any:
         from transformers import AutoModelForCausalLM
 
@@ -233,6 +292,22 @@ class RandomCausalLM:
             raise InputError(f"no causal language model can be made from the config {self.name}: {error}") from error
         return _ready(module, device, self.use_liger_kernel)
 
+    def empty_module(self, device: torch.device) -> torch.nn.Module:
+        """Make the model without values, for the device that it will lie on.
+
+        Raises:
+            InputError: there is no such model type, or its settings contradict each other.
+        """
+        _quiet_unless_terminal()
+        attention = usable_attention(self.attention, device)
+        module = meta_model(self._transformers_config(), self.dtype, attention, self.trust_remote_code)
+        return _ready(module, device, self.use_liger_kernel)
+
+    def load_weights(self, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Draw the values that `load_module` would draw, and give each process its part."""
+        fresh_buffers(module)
+        fill_from_whole(tensors, self.load_module, next(iter(tensors.values())).device)
+
     def _transformers_config(self) -> Any:
         from huggingface_hub.errors import StrictDataclassError
         from transformers import CONFIG_MAPPING, AutoConfig
@@ -276,7 +351,7 @@ def _ready(module: Any, device: torch.device, use_liger_kernel: bool) -> torch.n
         )
     if use_liger_kernel:
         apply_liger(module, device)
-    return module.to(device)
+    return module if module.device.type == "meta" else module.to(device)
 
 
 def _quiet_unless_terminal() -> None:

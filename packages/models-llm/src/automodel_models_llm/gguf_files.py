@@ -60,6 +60,18 @@ def load_gguf(gguf: Path, dtype: str, attention: str) -> torch.nn.Module:
     return module
 
 
+def converted_model(gguf: Path, dtype: str) -> Path | None:
+    """The directory of the file's dequantised weights, made the first time; None if they are too large to keep.
+
+    Raises:
+        InputError: as `load_gguf`.
+    """
+    kept = (_cached(gguf, dtype), _cached(gguf, "float32"))
+    if not any((path / "config.json").is_file() for path in kept):
+        load_gguf(gguf, dtype, "sdpa")
+    return next((path for path in kept if (path / "config.json").is_file()), None)
+
+
 def _cached(gguf: Path, what: str) -> Path:
     from importlib.metadata import version
 

@@ -98,4 +98,4 @@ def _is_trained_on(found: Checkpoint, module: Any) -> bool:
     if not scalars.exists():
         return True
     known: str = json.loads(scalars.read_text(encoding="utf-8"))["fingerprint"]
-    return fingerprint(module) == known
+    return fingerprint(module.named_parameters()) == known

@@ -12,6 +12,7 @@ from automodel.suggest import did_you_mean
 from peft import LoraConfig, prepare_model_for_kbit_training
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from automodel_peft_lora.adapter_model import AdapterModel
@@ -117,9 +118,26 @@ class LoRA:
         if any(isinstance(one, BaseTunerLayer) for one in module.modules()):
             raise InputError("this model has adapters already; merge them first (`automodel merge`)")
         config = self._config(module)
+        if any(parameter.is_meta for parameter in module.parameters()):
+            return self._apply_without_values(module, config)
         if _is_quantised(module):
             module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
         adapted = AdapterModel(module, config, autocast_adapter_dtype=True)
+        _start(adapted, self.lora_A_init)
+        if (dtype := self._dtype()) is not None:
+            _cast(adapted, dtype)
+        return adapted
+
+    def _apply_without_values(self, module: nn.Module, config: LoraConfig) -> nn.Module:
+        """The same for a model on the meta device: its adapters have their values, as on a model that has its own."""
+        for option in ("use_dora", "modules_to_save"):
+            if getattr(self, option):
+                raise InputError(
+                    f"{option} needs the model's own weights, which a sharded model does not have when adapters are "
+                    "put on it: use distributed: {_target_: ddp}, or leave it out"
+                )
+        with _KeepValues():
+            adapted = AdapterModel(module, config, autocast_adapter_dtype=True)
         _start(adapted, self.lora_A_init)
         if (dtype := self._dtype()) is not None:
             _cast(adapted, dtype)
@@ -155,6 +173,18 @@ class LoRA:
         if name not in DTYPES:
             raise InputError(f"lora_dtype: `{self.lora_dtype}` is no data type of adapters{did_you_mean(name, DTYPES)}")
         return DTYPES[name]
+
+
+class _KeepValues(TorchFunctionMode):
+    """peft draws adapters on the CPU, then moves them to their base's device; on meta their values would be lost."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.to:
+            device, dtype, _, _ = torch._C._nn._parse_to(*args[1:], **{k: v for k, v in kwargs.items() if k != "copy"})
+            if device is not None and device.type == "meta" and not args[0].is_meta:
+                return args[0] if dtype is None else args[0].to(dtype)
+        return func(*args, **kwargs)
 
 
 def _as_list(value: list[str] | str | None) -> list[str]:

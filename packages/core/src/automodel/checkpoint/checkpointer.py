@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from automodel.checkpoint import directory, manifest, state
+from automodel.checkpoint.model_files import save_model
 from automodel.environment import versions
 from automodel.errors import InputError
+from automodel.parallel.groups import wait_for_all
+from automodel.parallel.process_group import is_first
 
 if TYPE_CHECKING:
     from automodel.training.parts import Parts
@@ -46,22 +49,25 @@ class Checkpointer:
     def save(self, parts: Parts, metrics: dict[str, float]) -> Path:
         """Write the checkpoint of the present step and delete the oldest ones.
 
+        All processes call it and write their parts, into a directory that all of them see.
+
         Raises:
             RunError: the file system refused; earlier checkpoints are intact.
         """
         step = parts.progress.step
         with directory.publish(self.directory, step) as target:
             if self.save_consolidated:
-                module: Any = parts.module
-                module.save_pretrained(str(target / "model"))
-                parts.processor.save_pretrained(str(target / "model"))
-            (target / "state").mkdir()
+                save_model(target / "model", parts.module, parts.processor)
+            (target / "state").mkdir(exist_ok=True)
+            wait_for_all()
             state.save_state(target / "state", parts)
-            (target / "recipe.yaml").write_text(parts.recipe.dump(), encoding="utf-8")
-            about = {"step": step, "metrics": metrics, "recipe_digest": parts.recipe.digest(), "versions": versions()}
-            manifest.write_manifest(target, about)
+            wait_for_all()
+            if is_first():
+                (target / "recipe.yaml").write_text(parts.recipe.dump(), encoding="utf-8")
+                about = {"step": step, "metrics": metrics, "recipe_digest": parts.recipe.digest()}
+                manifest.write_manifest(target, about | {"versions": versions()})
         saved = self.directory / f"step_{step}"
-        if self.keep_last_n_checkpoints is not None:
+        if is_first() and self.keep_last_n_checkpoints is not None:
             directory.prune(self.directory, self.keep_last_n_checkpoints, just_saved=saved)
         return saved
 

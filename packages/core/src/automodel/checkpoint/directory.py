@@ -15,6 +15,8 @@ from pathlib import Path
 from automodel.checkpoint import manifest
 from automodel.errors import InputError, RunError
 from automodel.notices import notice
+from automodel.parallel.groups import wait_for_all
+from automodel.parallel.process_group import is_first
 
 _STEP = re.compile(r"step_(\d+)")
 _INCOMPLETE = ".incomplete"
@@ -41,6 +43,8 @@ def latest_verified(run_directory: Path) -> Path | None:
 def publish(run_directory: Path, step: int) -> Iterator[Path]:
     """Give an empty directory to write a checkpoint into; it becomes `step_<n>` when all is on disk.
 
+    All processes of a run enter and leave it together; the first one makes the directory and publishes it.
+
     Whatever interrupts the writing leaves the other checkpoints as they were.
 
     Raises:
@@ -48,9 +52,14 @@ def publish(run_directory: Path, step: int) -> Iterator[Path]:
     """
     unfinished, finished = run_directory / f"step_{step}{_INCOMPLETE}", run_directory / f"step_{step}"
     try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        if is_first():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        wait_for_all()
         yield unfinished
+        if not is_first():
+            wait_for_all()
+            return
         for path in (*unfinished.rglob("*"), unfinished):
             if path.is_file():  # safetensors writes files that only their owner may read
                 path.chmod(path.stat().st_mode | stat.S_IMODE(run_directory.stat().st_mode) & 0o444)
@@ -61,6 +70,7 @@ def publish(run_directory: Path, step: int) -> Iterator[Path]:
         unfinished.rename(finished)
         _flush(run_directory)
         shutil.rmtree(replaced, ignore_errors=True)
+        wait_for_all()
     except BaseException as error:  # DCP's CheckpointException is no Exception, and ctrl-c must leave no half either
         shutil.rmtree(unfinished, ignore_errors=True)
         if (reason := _refusal(error)) is None:

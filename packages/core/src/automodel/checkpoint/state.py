@@ -8,17 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from automodel.errors import InputError
+from automodel.notices import notice
+from automodel.parallel.groups import gathered, group_rank, group_size
+from automodel.parallel.process_group import is_first
 from automodel.training.rng import restore_rng, rng_tensors
 from automodel.training.step_scheduler import Progress
 
@@ -31,46 +35,79 @@ _SCALARS = "trainer.json"
 
 
 def save_state(directory: Path, parts: Parts) -> None:
-    """Write everything that resuming needs into `directory`: `*.safetensors` by DCP and `trainer.json`."""
+    """Write everything that resuming needs into `directory`: `*.safetensors` by DCP and `trainer.json`.
+
+    All processes call it; each writes its part.
+    """
     optimizer = _optimizer_state(parts)
     tensors = {
         **_model_tensors(parts.module),
         **_prefixed("optimizer", {name: value for name, value in optimizer.items() if torch.is_tensor(value)}),
-        **_prefixed("rng", rng_tensors()),
+        **_prefixed(_rng_key(parts), rng_tensors()),
     }
     scalars = {
         "progress": asdict(parts.progress),
         "optimizer": {name: value for name, value in optimizer.items() if not torch.is_tensor(value)},
         "lr_scheduler": parts.lr_scheduler.state_dict(),
         "settings": _settings(parts),
-        "dataloader": parts.loader.state_dict(),
+        "dataloader": gathered(parts.loader.state_dict(), parts.parallelism.dp_group),
+        "samples_per_step": parts.samples_per_step,
         "fingerprint": parts.fingerprint,
     }
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    with _one_process():
+    with _quiet_alone():
         writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
-        save(tensors, storage_writer=writer, no_dist=True)
-    (directory / _SCALARS).write_text(json.dumps(scalars) + "\n", encoding="utf-8")
+        save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
+    if is_first():
+        (directory / _SCALARS).write_text(json.dumps(scalars) + "\n", encoding="utf-8")
 
 
 def load_state(directory: Path, parts: Parts) -> None:
-    """Bring the parts of a run back to where `save_state` found them.
+    """Bring the parts of a run back to where `save_state` found them, in any number of processes.
+
+    A process that did not exist then keeps the random numbers of its seed.
 
     Raises:
         InputError: the checkpoint is of another model, optimizer or adapter.
     """
     scalars = load_model(directory, parts.module, parts.fingerprint)
     _load_optimizer(directory, parts, scalars["optimizer"])
-    rng = {name: tensor for name, tensor in rng_tensors().items() if f"rng.{name}" in _saved_shapes(directory)}
-    _load_tensors(directory, _prefixed("rng", rng))
+    key, saved = _rng_key(parts), _saved_shapes(directory)
+    now = rng_tensors()
+    rng = {name: tensor for name, tensor in now.items() if f"{key}.{name}" in saved}
+    _load_tensors(directory, _prefixed(key, rng))
     base_lrs = parts.lr_scheduler.base_lrs
     parts.lr_scheduler.load_state_dict(scalars["lr_scheduler"])
     _take_over_settings(parts, base_lrs, scalars["settings"])
-    parts.loader.load_state_dict(scalars["dataloader"])
+    _load_loader(parts, scalars["dataloader"])
     parts.progress.__dict__.update(asdict(Progress(**scalars["progress"])))
-    restore_rng(rng)
+    restore_rng(now | rng)
+    if (before := scalars["samples_per_step"]) != parts.samples_per_step:
+        notice(
+            f"a step had {before} samples when the checkpoint was saved, and has {parts.samples_per_step} now; with "
+            f"step_scheduler.global_batch_size: {before} it has as many on any number of processes"
+        )
+
+
+def _load_loader(parts: Parts, states: list[dict[str, Any]]) -> None:
+    dp_group = parts.parallelism.dp_group
+    if not any(states):
+        parts.loader.load_state_dict({})
+    elif len(states) == group_size(dp_group):
+        parts.loader.load_state_dict(states[group_rank(dp_group)])
+    else:
+        raise InputError(
+            f"this run was saved with a streaming data set shared by {len(states)} processes, and goes on only with as "
+            f"many, not {group_size(dp_group)}; a data set that is not streaming goes on with any number"
+        )
+
+
+def _rng_key(parts: Parts) -> str:
+    """Random numbers are those of a process among the ones that hold different samples or positions."""
+    dp_group, cp_group = parts.parallelism.dp_group, parts.parallelism.cp_group
+    return f"rng.{group_rank(dp_group) * group_size(cp_group) + group_rank(cp_group)}"
 
 
 def _load_optimizer(directory: Path, parts: Parts, scalars: dict[str, Any]) -> None:
@@ -132,11 +169,11 @@ def load_model(directory: Path, module: nn.Module, fingerprint: str) -> dict[str
     return scalars
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A digest of a model's parameter names, shapes and a sample of their values, cheap at any size."""
+def fingerprint(parameters: Iterable[tuple[str, Tensor]]) -> str:
+    """A digest of names, shapes and a sample of values, cheap at any size, the same for whole and sharded tensors."""
     digest = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        flat = parameter.detach().flatten()
+    for name, parameter in parameters:
+        flat = whole(parameter.detach()).flatten()
         sample = flat[:: max(1, flat.numel() // 64)][:64].to("cpu", torch.float32)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(sample.numpy().tobytes())
@@ -164,6 +201,13 @@ def _model_tensors(module: nn.Module) -> dict[str, Tensor]:
     return _prefixed("model", trainable | buffers)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a DTensor, which all its processes ask for together; any other tensor as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def _load_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
     """Read into `tensors`, in place."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -181,8 +225,9 @@ def _load_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
             f"{'; '.join(wrong[:3])}{f'; and {len(wrong) - 3} more' if len(wrong) > 3 else ''}; "
             "give the recipe it was made with, another checkpoint.checkpoint_dir, or another --resume"
         )
-    with _one_process():
-        load(tensors, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=True)
+    reader = HuggingFaceStorageReader(str(directory))
+    with _quiet_alone():
+        load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
 
 
 def _saved_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
@@ -199,7 +244,7 @@ def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _one_process() -> Iterator[None]:
+def _quiet_alone() -> Iterator[None]:
     """DCP warns that there is no process group although `no_dist` says so."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")

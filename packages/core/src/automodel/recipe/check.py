@@ -19,7 +19,7 @@ from automodel.suggest import did_you_mean
 
 TARGET = "_target_"
 SECTIONS_OF_PLUGINS = (
-    "wandb", "mlflow", "tensorboard", "packed_sequence", "dist_env", "checkpoint_management", "deployment",
+    "wandb", "mlflow", "tensorboard", "packed_sequence", "checkpoint_management", "deployment",
     "model_registry",
 )  # fmt: skip
 """Sections that recipes of this project have and that core does not fill: a typo in one of them gets its suggestion."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pluggy
@@ -12,8 +14,12 @@ from torch import nn
 from automodel.checkpoint.checkpointer import Checkpointer
 from automodel.checkpoint.state import fingerprint
 from automodel.errors import InputError
-from automodel.interfaces import Loader, ModelSource, Run
+from automodel.interfaces import Loader, ModelSource, Parallelism, Run
+from automodel.parallel.groups import group_rank, group_size
+from automodel.parallel.process_group import is_first, local_rank
+from automodel.parallel.weights import give_memory, parameter_slots
 from automodel.recipe import Recipe, Target
+from automodel.training.activation_checkpointing import checkpoint_activations
 from automodel.training.options import TrainingOptions
 from automodel.training.parts import Parts
 from automodel.training.rng import Seeds
@@ -32,10 +38,28 @@ class Data:
     validation_loader: Loader | None
     scheduler: StepScheduler
     seeds: Seeds
+    parallelism: Parallelism
 
 
-def build_data(recipe: Recipe) -> Data:
+@contextmanager
+def processes(recipe: Recipe) -> Iterator[torch.device]:
+    """Join the processes of the run for the time of the context; gives this one's device.
+
+    Raises:
+        InputError: there is no such device here, or the processes cannot find each other.
+    """
+    options: TrainingOptions = build(recipe, "training")
+    device = pick_device(options.device)
+    with build(recipe, "dist_env").running(device):
+        yield device
+
+
+def build_data(recipe: Recipe, device: torch.device) -> Data:
     """Build what can be wrong with data before a model is loaded.
+
+    Args:
+        recipe: a checked one.
+        device: of this process, for the layout of processes that says who reads what.
 
     Raises:
         InputError: anything about the recipe's data, tokenizer or batch sizes is wrong.
@@ -46,7 +70,9 @@ def build_data(recipe: Recipe) -> Data:
     scheduler: StepScheduler = build(recipe, "step_scheduler")
     source: ModelSource = build(recipe, "model")
     processor = source.load_processor()
-    given = {"processor": processor, "seed": seeds.seed}
+    parallelism: Parallelism = build(recipe, "distributed", device=device)
+    share = {"rank": group_rank(parallelism.dp_group), "world_size": group_size(parallelism.dp_group)}
+    given = {"processor": processor, "seed": seeds.seed, **share}
     dataset = build(recipe, "dataset", **given)
     loader_target = recipe.target("dataloader")
     assert loader_target is not None  # the kind has a default
@@ -63,10 +89,12 @@ def build_data(recipe: Recipe) -> Data:
         validation_dataset = build(recipe, "validation_dataset", **given)
         validation_loader = build_target(recipe, validation_target, dataset=validation_dataset, **given)
     loader = build_target(recipe, loader_target, dataset=dataset, **given)
-    return Data(source, processor, loader, validation_loader, scheduler, seeds)
+    return Data(source, processor, loader, validation_loader, scheduler, seeds, parallelism)
 
 
-def build_parts(recipe: Recipe, data: Data, checkpointer: Checkpointer, manager: pluggy.PluginManager) -> Parts:
+def build_parts(
+    recipe: Recipe, data: Data, checkpointer: Checkpointer, manager: pluggy.PluginManager, device: torch.device
+) -> Parts:
     """Load the model and build everything that acts on it.
 
     Raises:
@@ -78,25 +106,19 @@ def build_parts(recipe: Recipe, data: Data, checkpointer: Checkpointer, manager:
     if num_steps == 0:
         raise InputError("the data give no whole micro-batch: there is no step to train; check dataloader.drop_last")
     run = Run(data.source.name, checkpointer.directory, recipe.resolved(), max_steps=num_steps)
-    loggers = [build_target(recipe, target, run=run) for target in recipe.sections_of("logger")]
-    device = pick_device(options.device)
-    peft = build(recipe, "peft") if recipe.has("peft") else None
-    data.seeds.apply()  # random weights and adapters depend on the seed, not on what reading the data drew
-    module = data.source.load_module(device)
-    model_fingerprint = fingerprint(module)
-    if peft is not None:
-        module = peft.apply(module)
-    if recipe.has("distributed"):
-        module = build(recipe, "distributed").parallelize(module)
-    if options.activation_checkpointing:
-        _checkpoint_activations(module, recipe)
+    loggers = [build_target(recipe, target, run=run) for target in recipe.sections_of("logger") if is_first()]
+    module, forward, model_fingerprint = _load_model(recipe, data, options, device)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not trainable:
         raise InputError("no parameter of the model is trainable; check the sections model and peft")
+    # DTensors count as the whole parameters that they are parts of
     run.num_parameters = sum(parameter.numel() for parameter in module.parameters())
     run.num_trainable_parameters = sum(parameter.numel() for parameter in trainable)
     manager.hook.model_built(module=module, run=run)
-    optimizer = _build_optimizer(recipe, trainable)
+    optimizer = data.parallelism.shard_optimizer(_build_optimizer(recipe, trainable))
+    # from here on processes with different samples draw differently (dropout)
+    cp_group = data.parallelism.cp_group
+    data.seeds.apply(group_rank(data.parallelism.dp_group) * group_size(cp_group) + group_rank(cp_group))
     return Parts(
         recipe=recipe,
         run=run,
@@ -105,6 +127,8 @@ def build_parts(recipe: Recipe, data: Data, checkpointer: Checkpointer, manager:
         device=device,
         processor=data.processor,
         module=module,
+        forward=forward,
+        parallelism=data.parallelism,
         fingerprint=model_fingerprint,
         optimizer=optimizer,
         lr_scheduler=build(recipe, "lr_scheduler", optimizer=optimizer, num_steps=num_steps),
@@ -116,7 +140,42 @@ def build_parts(recipe: Recipe, data: Data, checkpointer: Checkpointer, manager:
         checkpointer=checkpointer,
         micro_batches_per_step=per_step,
         num_steps=num_steps,
+        samples_per_step=per_step * data.loader.samples_per_turn,
     )
+
+
+def _load_model(
+    recipe: Recipe, data: Data, options: TrainingOptions, device: torch.device
+) -> tuple[nn.Module, nn.Module, str]:
+    """The model, what is called in its forward pass, and the fingerprint of its pretrained weights.
+
+    Random weights, and then adapters, depend on the seed alone: not on what reading the data drew, and not on whether
+    the model is loaded whole or in parts.
+    """
+    peft = build(recipe, "peft") if recipe.has("peft") else None
+    in_parts = data.parallelism.shards_parameters
+    data.seeds.apply()
+    module = base = data.source.empty_module(device) if in_parts else data.source.load_module(device)
+    slots = parameter_slots(base)
+    names = [name for name, _ in base.named_parameters()]
+    if not in_parts:
+        model_fingerprint = fingerprint(base.named_parameters())
+    if peft is not None:
+        data.seeds.apply()
+        module = peft.apply(base)
+    if options.activation_checkpointing:
+        try:
+            checkpoint_activations(module, "full")
+        except InputError as error:
+            raise InputError(f"{recipe.where('training', 'activation_checkpointing')}: {error}") from error
+    forward = data.parallelism.parallelize(module)
+    if in_parts:
+        give_memory(module, device)
+        data.seeds.apply()
+        tensors = {name: getattr(owner, attribute) for name, (owner, attribute) in slots.items()}
+        data.source.load_weights(base, tensors)
+        model_fingerprint = fingerprint((name, tensors[name]) for name in names)
+    return module, forward, model_fingerprint
 
 
 def build(recipe: Recipe, section: str, **given: Any) -> Any:
@@ -142,9 +201,12 @@ def pick_device(name: str) -> torch.device:
         InputError: there is no such device here.
     """
     if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else torch.device(found.type, local_rank())
     try:
         device = torch.device(name)
+        if device.type != "cpu" and device.index is None:
+            device = torch.device(device.type, local_rank())
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"training.device: {name} cannot be used here: {str(error).splitlines()[0]}") from error
@@ -172,10 +234,3 @@ def _with_local_batch_size(recipe: Recipe, loader: Target, scheduler: StepSchedu
             f"contradicts dataloader.batch_size: {loader.kwargs['batch_size']}; leave one of them out"
         )
     return dataclasses.replace(loader, kwargs={**loader.kwargs, "batch_size": local})
-
-
-def _checkpoint_activations(module: Any, recipe: Recipe) -> None:
-    if not hasattr(module, "activation_checkpointing_enable"):
-        where = recipe.where("training", "activation_checkpointing")
-        raise InputError(f"{where}: this model has no activation_checkpointing_enable(), as transformers' models do")
-    module.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

@@ -61,6 +61,12 @@ class DataLoader:
             raise InputError(f"batch_size must be at least 1 and num_workers at least 0: {batch_size}, {num_workers}")
         if shuffle is not None and sampler is not None and shuffle == (sampler == "sequential"):
             raise InputError(f"shuffle: {shuffle} and sampler: {sampler} contradict each other; leave one of them out")
+        if isinstance(dataset, IterableDataset) and world_size > 1:
+            if not (hasattr(dataset, "rank") and hasattr(dataset, "world_size")):
+                raise InputError(
+                    "this iterable data set has no attributes rank and world_size, by which processes share its rows"
+                )
+            dataset.rank, dataset.world_size = rank, world_size
         self.batch_size = batch_size
         self.world_size = world_size
         self._iterable = isinstance(dataset, IterableDataset)
@@ -116,7 +122,7 @@ class DataLoader:
             raise InputError(str(error).rpartition("automodel.errors.InputError: ")[2].strip()) from error
 
     def num_micro_batches(self) -> int | None:
-        """Micro-batches of a whole epoch on this rank, or None for an iterable data set."""
+        """Micro-batches of a whole epoch on the rank that has most, or None for an iterable data set."""
         return None if self._iterable else self._batches.num_micro_batches()
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,8 +186,8 @@ class MicroBatchSampler:
         return torch.randperm(self.num_samples, generator=generator).tolist()
 
     def num_micro_batches(self) -> int:
-        """Micro-batches of this rank in a whole epoch."""
-        return len(range(self.rank * self.batch_size, self._end(), self.batch_size * self.world_size))
+        """Micro-batches of a whole epoch on the first rank, which has as many as any."""
+        return len(range(0, self._end(), self.batch_size * self.world_size))
 
     def _end(self) -> int:
         turn = self.batch_size * self.world_size

@@ -9,8 +9,9 @@ from typing import Any
 from automodel import plugins
 from automodel.checkpoint.checkpointer import Checkpointer
 from automodel.interfaces import Batch
+from automodel.parallel.groups import by_first
 from automodel.recipe import Recipe
-from automodel.training.build import build, build_data, build_parts
+from automodel.training.build import build, build_data, build_parts, processes
 from automodel.training.collate import IGNORED_LABEL
 
 
@@ -20,18 +21,19 @@ def dry_run(recipe: Recipe, resume: str = "auto") -> str:
     Raises:
         InputError: anything that would keep the run from starting.
     """
-    checkpointer: Checkpointer = build(recipe, "checkpoint")
-    data = build_data(recipe)
-    parts = build_parts(recipe, data, checkpointer, plugins.installed().manager)
-    start = checkpointer.find(resume)
+    with processes(recipe) as device:
+        checkpointer: Checkpointer = build(recipe, "checkpoint")
+        data = build_data(recipe, device)
+        parts = build_parts(recipe, data, checkpointer, plugins.installed().manager, device)
+        start = by_first(lambda: checkpointer.find(resume))
     batch = next(iter(data.loader.micro_batches(epoch=0, start=0)))
-    tokens_per_step = batch["labels"].shape[0] * parts.micro_batches_per_step
+    samples_per_step = data.loader.samples_per_turn * parts.micro_batches_per_step
     return "\n".join(
         [
             f"model        {parts.run.name}: {parts.run.num_trainable_parameters:,} of "
             f"{parts.run.num_parameters:,} parameters train, on {parts.device}",
             f"optimizer    {type(parts.optimizer).__name__}, lr {parts.optimizer.defaults['lr']}",
-            f"steps        {parts.num_steps or 'until the data ends'}, {tokens_per_step} samples each "
+            f"steps        {parts.num_steps or 'until the data ends'}, {samples_per_step} samples each "
             f"({parts.micro_batches_per_step} micro-batches)",
             f"checkpoints  {checkpointer.directory if checkpointer.enabled else 'none'}",
             f"starts       {f'from {start}' if start else 'anew'}",

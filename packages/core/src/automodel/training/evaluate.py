@@ -5,8 +5,9 @@ from __future__ import annotations
 from automodel import plugins
 from automodel.checkpoint.checkpointer import Checkpointer, find_checkpoint
 from automodel.checkpoint.state import load_model
+from automodel.parallel.groups import by_first
 from automodel.recipe import Recipe
-from automodel.training.build import build, build_data, build_parts
+from automodel.training.build import build, build_data, build_parts, processes
 from automodel.training.validation import validate
 
 
@@ -21,10 +22,14 @@ def evaluate(recipe: Recipe, checkpoint: str | None = None) -> dict[str, float]:
         InputError: the recipe has no validation data, or the checkpoint is not of its model.
     """
     recipe.require("validation_dataset")
-    path = find_checkpoint(checkpoint) if checkpoint else None
-    checkpointer: Checkpointer = build(recipe, "checkpoint")
-    parts = build_parts(recipe, build_data(recipe), checkpointer, plugins.installed().manager)
-    if path is not None:
-        load_model(path / "state", parts.module, parts.fingerprint)
-    assert parts.validation_loader is not None  # required above
-    return validate(parts.module, parts.validation_loader, parts.loss_fn, parts.options, parts.device)
+    with processes(recipe) as device:
+        path = by_first(lambda: find_checkpoint(checkpoint)) if checkpoint else None
+        checkpointer: Checkpointer = build(recipe, "checkpoint")
+        data = build_data(recipe, device)
+        parts = build_parts(recipe, data, checkpointer, plugins.installed().manager, device)
+        if path is not None:
+            load_model(path / "state", parts.module, parts.fingerprint)
+        assert parts.validation_loader is not None  # required above
+        return validate(
+            parts.forward, parts.validation_loader, parts.loss_fn, parts.options, parts.device, parts.parallelism
+        )

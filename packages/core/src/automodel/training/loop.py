@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import time
 
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
 from automodel.errors import RunError
+from automodel.parallel.groups import largest
 from automodel.training.metrics import step_metrics
 from automodel.training.parts import Parts
 from automodel.training.step import train_step
@@ -19,21 +25,30 @@ def fit(parts: Parts) -> None:
         RunError: the loss was not finite for too long, or a checkpoint could not be written.
     """
     progress, scheduler, run = parts.progress, parts.scheduler, parts.run
+    dp_group = parts.parallelism.dp_group
     validated_at, saved_at = -1, progress.step
     consecutive_skipped = 0
-    parts.module.train()
+    parts.forward.train()
     parts.hooks.fit_start(run=run)
     if progress.step == 0 and scheduler.val_at_start and parts.validation_loader:
         run_validation(parts)
         validated_at = 0
     if parts.num_steps is not None and progress.step >= parts.num_steps:
         return
-    batches = global_batches(parts.loader, progress, parts.micro_batches_per_step, scheduler.epochs())
+    batches = global_batches(parts.loader, progress, parts.micro_batches_per_step, scheduler.epochs(), dp_group)
     started = time.perf_counter()
     for micro_batches in batches:
         data_wait = time.perf_counter() - started
         lr = parts.optimizer.param_groups[0]["lr"]
-        result = train_step(parts.module, micro_batches, parts.loss_fn, parts.optimizer, parts.options, parts.device)
+        result = train_step(
+            parts.forward,
+            micro_batches,
+            parts.loss_fn,
+            parts.optimizer,
+            parts.options,
+            parts.device,
+            parts.parallelism,
+        )
         parts.lr_scheduler.step()
         progress.step += 1
         progress.num_label_tokens += result.num_label_tokens
@@ -68,7 +83,9 @@ def fit(parts: Parts) -> None:
 def run_validation(parts: Parts) -> dict[str, float]:
     """Validate, tell the hooks, and return the metrics."""
     assert parts.validation_loader is not None
-    metrics = validate(parts.module, parts.validation_loader, parts.loss_fn, parts.options, parts.device)
+    metrics = validate(
+        parts.forward, parts.validation_loader, parts.loss_fn, parts.options, parts.device, parts.parallelism
+    )
     parts.run.summary.update(metrics)
     parts.hooks.validation_end(step=parts.progress.step, metrics=metrics)
     return metrics
@@ -81,7 +98,7 @@ def save(parts: Parts) -> None:
         RunError: a parameter is not finite: a checkpoint of it would push good ones out.
     """
     if parts.checkpointer.enabled:
-        if not all(bool(p.isfinite().all()) for p in parts.module.parameters() if p.requires_grad):
+        if not _all_finite(parts.module):
             raise RunError(
                 f"parameters of the model are not finite after step {parts.progress.step}, so it is not saved; earlier "
                 "checkpoints are intact. A lower learning rate, or fp32 or bf16 instead of float16, may help"
@@ -92,3 +109,10 @@ def save(parts: Parts) -> None:
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
+
+
+def _all_finite(module: nn.Module) -> bool:
+    """Whether every value that trains is finite, on every process."""
+    local = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters() if p.requires_grad]
+    wrong = torch.tensor(sum(not bool(tensor.detach().isfinite().all()) for tensor in local))
+    return not largest(wrong, dist.group.WORLD if dist.is_initialized() else None)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from automodel.interfaces import Loader, Loss, Run
+from automodel.interfaces import Loader, Loss, Parallelism, Run
 from automodel.training.options import TrainingOptions
 from automodel.training.step_scheduler import Progress, StepScheduler
 
@@ -27,11 +27,13 @@ class Parts:
         run: what life-cycle hooks may know.
         hooks: pluggy's relay; calls reach every plugin and logger.
         loggers: of the recipe, built and not yet started.
-        device: where the model lies.
+        device: of this process, where the model lies.
         processor: the tokenizer or processor, saved beside the model.
-        module: the model, adapted.
+        module: the model, adapted; its names are those of checkpoints.
+        forward: what is called in the forward pass: the model, or what the parallelism has wrapped it in.
         fingerprint: of the pretrained weights, before adapters and training.
         micro_batches_per_step: of each process.
+        samples_per_step: of all processes.
         num_steps: optimizer steps of the run, None if unknown.
     """
 
@@ -42,6 +44,8 @@ class Parts:
     device: torch.device
     processor: Any
     module: nn.Module
+    forward: nn.Module
+    parallelism: Parallelism
     fingerprint: str
     optimizer: torch.optim.Optimizer
     lr_scheduler: LRScheduler
@@ -53,4 +57,5 @@ class Parts:
     checkpointer: Checkpointer
     micro_batches_per_step: int
     num_steps: int | None
+    samples_per_step: int
     progress: Progress = field(default_factory=Progress)

@@ -13,14 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from automodel.errors import InputError, RunError
-from automodel.interfaces import Batch, Loss
+from automodel.interfaces import Batch, Loss, Parallelism
+from automodel.parallel.groups import group_size, summed
 from automodel.training.collate import IGNORED_LABEL
 from automodel.training.options import TrainingOptions
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did: its loss per label token, the gradient's L2 norm before clipping, and whether it counted."""
+    """What a step did: its loss per label token, the gradient's L2 norm before clipping, and whether it counted.
+
+    Losses and tokens are those of all processes.
+    """
 
     loss: float
     grad_norm: float
@@ -36,30 +40,37 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     options: TrainingOptions,
     device: torch.device,
+    parallelism: Parallelism,
 ) -> StepResult:
-    """Train on one global batch.
+    """Train on one global batch, of which this process has `micro_batches`; the others have as many.
 
     The loss is the sum over its label tokens divided by their number, so how the batch is split into micro-batches
-    does not matter.
+    and processes does not matter.
 
     Raises:
         InputError: no token of the batch carries loss.
         RunError: the loss or the gradient is not finite and `on_nonfinite` is `stop`.
     """
+    dp_group, cp_group = parallelism.dp_group, parallelism.cp_group
     num_label_tokens = sum(int((batch["labels"][:, 1:] != IGNORED_LABEL).sum()) for batch in micro_batches)
+    num_tokens = sum(int(batch["attention_mask"].sum()) for batch in micro_batches if "attention_mask" in batch)
+    num_label_tokens, num_tokens = summed(torch.tensor([num_label_tokens, num_tokens]), dp_group).tolist()
     if not num_label_tokens:
         raise InputError("every label of a whole batch is masked (-100): there is nothing to learn from it")
     loss_sum = 0.0
-    for batch in micro_batches:
+    num_averaged = group_size(dp_group) * group_size(cp_group)  # gradients are averaged, and their sum is wanted
+    for number, batch in enumerate(micro_batches, start=1):
         on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16"):
-            logits_NV, targets_N = label_logits(module, on_device)
-            loss = loss_fn(logits_NV, targets_N)
-        (loss / num_label_tokens).backward()
+        with parallelism.micro_batch(is_last=number == len(micro_batches)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16"):
+                logits_NV, targets_N, _ = label_logits(module, on_device, parallelism)
+                loss = loss_fn(logits_NV, targets_N)
+            (loss * (num_averaged / num_label_tokens)).backward()
         loss_sum += loss.item()
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    loss_sum = float(summed(torch.tensor(loss_sum, dtype=torch.float64), cp_group, dp_group))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     # torch clips nothing at an infinite norm: one call gives the norm either way
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.max_grad_norm or math.inf))
+    norm = parallelism.clip_grad_norm(parameters, options.max_grad_norm or math.inf)
     finite = math.isfinite(loss_sum) and math.isfinite(norm)
     if not finite and options.on_nonfinite == "stop":
         raise RunError(
@@ -69,30 +80,32 @@ def train_step(
     if finite:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    num_tokens = sum(int(batch["attention_mask"].sum()) for batch in micro_batches if "attention_mask" in batch)
     return StepResult(loss_sum / num_label_tokens, norm, num_label_tokens, num_tokens, updated=finite)
 
 
-def label_logits(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The logits (N, V) that predict a label, and those labels (N), of the N label tokens of a micro-batch.
+def label_logits(module: nn.Module, batch: Batch, parallelism: Parallelism) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the N label tokens of a micro-batch on this process: their logits (N, V), labels (N) and rows (N).
 
     Where the model can, only the columns that some row has a label in are multiplied with the output matrix, which
     is most of a small model's work and memory.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     targets_BL = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)
+    inputs, targets_BL = parallelism.local_part(inputs, targets_BL)
     if takes_logits_to_keep(module):
         columns_K = (targets_BL != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
         targets_BL = targets_BL[:, columns_K]
         inputs["logits_to_keep"] = columns_K
     logits_BLV = module(**inputs, use_cache=False).logits
     labelled_BL = targets_BL != IGNORED_LABEL
-    return logits_BLV[labelled_BL], targets_BL[labelled_BL]
+    return logits_BLV[labelled_BL], targets_BL[labelled_BL], labelled_BL.nonzero()[:, 0]
 
 
 def takes_logits_to_keep(module: nn.Module) -> bool:
     """Whether the model computes only the logits it is asked for, as transformers' causal language models do."""
     model: Any = module
+    if hasattr(model, "module"):  # what a parallelism wraps a model in has it so and passes every argument on
+        model = model.module
     if hasattr(model, "get_base_model"):  # peft wraps the model and passes every argument on
         model = model.get_base_model()
     return "logits_to_keep" in inspect.signature(model.forward).parameters

@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 
+import torch
+from torch.distributed import ProcessGroup
+
 from automodel.errors import InputError
 from automodel.interfaces import Batch, Loader
+from automodel.parallel.groups import gathered, largest
+from automodel.training.collate import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,11 @@ class Progress:
 
 
 def global_batches(
-    loader: Loader, progress: Progress, micro_batches_per_step: int, num_epochs: int | None
+    loader: Loader,
+    progress: Progress,
+    micro_batches_per_step: int,
+    num_epochs: int | None,
+    dp_group: ProcessGroup | None = None,
 ) -> Iterator[list[Batch]]:
     """Yield the micro-batches of each step from where `progress` stands, and move its epoch and position on.
 
@@ -94,7 +103,7 @@ def global_batches(
     while num_epochs is None or progress.epoch < num_epochs:
         iterator = loader.micro_batches(progress.epoch, progress.position)
         whole_epoch, empty = progress.position == 0, True
-        while micro_batches := list(islice(iterator, micro_batches_per_step)):
+        for micro_batches in turns(iterator, micro_batches_per_step, dp_group):
             empty = False
             progress.position += micro_batches_per_step * loader.samples_per_turn
             yield micro_batches
@@ -102,3 +111,27 @@ def global_batches(
             raise InputError("the data loader gave no micro-batch in a whole epoch")
         progress.epoch += 1
         progress.position = 0
+
+
+def turns(iterator: Iterator[Batch], num: int, dp_group: ProcessGroup | None) -> Iterator[list[Batch]]:
+    """Yield up to `num` micro-batches at a time, on every process of the group equally many, until all have ended.
+
+    The others wait in collectives for a process whose data end sooner. It goes on with micro-batches without loss.
+    """
+    last: Batch | None = None
+    while True:
+        own = list(islice(iterator, num))
+        last = own[-1] if own else last
+        if dp_group is None:
+            most = len(own)
+        else:
+            most, without = largest(torch.tensor([len(own), last is None]), dp_group).tolist()
+            if most and without:  # a process has not seen any data yet
+                last = next(batch for batch in gathered(last, dp_group) if batch is not None)
+        if not most:
+            return
+        if len(own) < most:
+            assert last is not None
+            without_loss = {**last, "labels": torch.full_like(last["labels"], IGNORED_LABEL)}
+            own += [without_loss] * (most - len(own))
+        yield own

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from automodel import plugins
 from automodel.checkpoint import directory
@@ -17,8 +19,10 @@ from automodel.checkpoint.state import load_state
 from automodel.environment import versions
 from automodel.errors import InputError
 from automodel.notices import notice, strictness
+from automodel.parallel.groups import by_first
+from automodel.parallel.process_group import is_first
 from automodel.recipe import Recipe, load_recipe
-from automodel.training.build import build, build_data, build_parts
+from automodel.training.build import build, build_data, build_parts, processes
 from automodel.training.console import ConsoleProgress
 from automodel.training.loop import fit
 from automodel.training.metrics import MetricsFile
@@ -71,20 +75,29 @@ def train(
 
 
 def run_recipe(recipe: Recipe, resume: str = "auto") -> TrainResult:
-    """Build a checked recipe's parts, resume if there is something to resume from, and train."""
+    """Build a checked recipe's parts, resume if there is something to resume from, and train.
+
+    All processes of a run call it; the first one writes the run's directory and speaks for all.
+    """
+    with processes(recipe) as device:
+        return _run(recipe, resume, device)
+
+
+def _run(recipe: Recipe, resume: str, device: torch.device) -> TrainResult:
     checkpointer: Checkpointer = build(recipe, "checkpoint")
-    data = build_data(recipe)
+    data = build_data(recipe, device)
     manager = plugins.installed().manager
-    with directory.exclusive(checkpointer.directory):
-        start = checkpointer.find(resume)
-        parts = build_parts(recipe, data, checkpointer, manager)
+    with directory.exclusive(checkpointer.directory) if is_first() else nullcontext():
+        start = by_first(lambda: checkpointer.find(resume))
+        parts = build_parts(recipe, data, checkpointer, manager, device)
         if start is not None:
             load_state(start / "state", parts)
             parts.run.step = parts.progress.step
             parts.run.summary.update(read_manifest(start)["metrics"])
             _tell_resumed(parts, start)
-        _describe_run(parts)
-        with _registered(manager, [ConsoleProgress(), MetricsFile(), *parts.loggers]):
+        if is_first():
+            _describe_run(parts)
+        with _registered(manager, [ConsoleProgress(), MetricsFile(), *parts.loggers] if is_first() else []):
             try:
                 fit(parts)
             except BaseException as error:  # loggers should see ctrl-c as well
@@ -113,7 +126,13 @@ def _registered(manager: Any, loggers: list[object]) -> Iterator[None]:
 def _tell_resumed(parts: Parts, checkpoint: Path) -> None:
     done = parts.num_steps is not None and parts.progress.step >= parts.num_steps
     before = load_recipe_data(checkpoint / "recipe.yaml")
-    free = {"checkpoint", *(logger.path[0] for logger in parts.recipe.sections_of("logger"))}
+    free = {
+        "checkpoint",
+        "distributed",
+        "dist_env",
+        "launcher",
+        *(logger.path[0] for logger in parts.recipe.sections_of("logger")),
+    }
     changed = sorted(
         key
         for key in _changes(before, parts.recipe.resolved())
@@ -124,7 +143,9 @@ def _tell_resumed(parts: Parts, checkpoint: Path) -> None:
             f"all steps of {checkpoint} are done, but the recipe has changed since ({', '.join(changed)}): give "
             "another checkpoint.checkpoint_dir to train anew, or more step_scheduler.max_steps to train on"
         )
-    print(f"resuming from {checkpoint}" + ("; all its steps are done, nothing to train" if done else ""), flush=True)
+    if is_first():
+        done_text = "; all its steps are done, nothing to train" if done else ""
+        print(f"resuming from {checkpoint}{done_text}", flush=True)
     if changed:
         notice(f"the recipe has changed since {checkpoint}: {', '.join(changed)}")
 

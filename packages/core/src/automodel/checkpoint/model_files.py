@@ -1,0 +1,105 @@
+"""The Hugging Face directory in a checkpoint, written by all processes without any holding the whole model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from automodel.checkpoint.state import whole
+from automodel.parallel.groups import wait_for_all
+from automodel.parallel.process_group import is_first
+
+_INDEX = "model.safetensors.index.json"
+
+
+def save_model(directory: Path, module: nn.Module, processor: Any) -> None:
+    """Write the model, or its adapter, and its tokenizer or processor as `from_pretrained` reads them.
+
+    All processes call it together. An adapter is gathered by the first. Of a sharded model each process gathers some
+    of the parameters, one after the other, and writes them to a file of its own.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    model: Any = module
+    tensors = _tensors(module)
+    if hasattr(module, "get_base_model"):  # an adapter: what trains is all there is to save
+        trained = {name: value for name, value in tensors.items() if value.requires_grad}
+        part = _gathered(trained, dict.fromkeys(trained, 0))
+        if is_first():
+            model.save_pretrained(str(directory), state_dict=part)
+    elif any(isinstance(value, DTensor) for value in tensors.values()):
+        _save_in_parts(directory, model, tensors)
+    elif is_first():
+        model.save_pretrained(str(directory))
+    if is_first():
+        processor.save_pretrained(str(directory))
+
+
+def _save_in_parts(directory: Path, model: Any, tensors: dict[str, Tensor]) -> None:
+    """Let `save_pretrained` write each process's parameters into a directory of its own, and make one of them all."""
+    own = directory / f"part_{dist.get_rank()}"
+    part = _gathered(tensors, _owners(tensors))
+    if is_first():
+        directory.mkdir(parents=True)
+    wait_for_all()
+    model.save_pretrained(str(own), state_dict=part)
+    wait_for_all()
+    if is_first():
+        _join(directory)
+
+
+def _join(directory: Path) -> None:
+    parts = sorted(directory.glob("part_*"), key=lambda path: int(path.name.removeprefix("part_")))
+    files = [file for part in parts for file in sorted(part.glob("*.safetensors"))]
+    weight_map, total_size = {}, 0
+    for number, file in enumerate(files, start=1):
+        name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        with file.open("rb") as opened:  # a safetensors file begins with the length of its header, then the header
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        for key, about in header.items():
+            if key != "__metadata__":
+                weight_map[key] = name
+                total_size += about["data_offsets"][1] - about["data_offsets"][0]
+        file.rename(directory / name)
+    for path in parts[0].iterdir():  # config.json, generation_config.json
+        if path.name != _INDEX:
+            path.rename(directory / path.name)
+    index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for part in parts:
+        shutil.rmtree(part)
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters (tied ones once) and persistent buffers by name."""
+    persistent = module.state_dict().keys()
+    buffers = {name: value for name, value in module.named_buffers() if name in persistent}
+    return dict(module.named_parameters()) | buffers
+
+
+def _owners(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Which process writes which tensor, about equally much each."""
+    loads = [0] * dist.get_world_size()
+    owners = {}
+    for name, value in tensors.items():
+        owners[name] = loads.index(min(loads))
+        loads[owners[name]] += value.numel()
+    return owners
+
+
+def _gathered(tensors: dict[str, Tensor], owners: dict[str, int]) -> dict[str, Tensor]:
+    """The whole of the tensors that this process owns, on the CPU; all processes take part in each."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    mine = {}
+    for name, value in tensors.items():
+        full = whole(value.detach())
+        if owners[name] == rank:
+            mine[name] = full.cpu()
+    return mine

@@ -1,0 +1,74 @@
+"""The default parallelism: every process holds the whole model. In a run of one process, nothing at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from automodel.interfaces import Batch
+
+
+class DataParallel:
+    """Every process trains on its own samples with a whole copy of the model (torch DistributedDataParallel).
+
+    Args:
+        device: this process's.
+        bucket_cap_mb: gradients are averaged in pieces of about so many MB (2^20 bytes) while the backward pass runs;
+            null is torch's 25.
+        find_unused_parameters: look for parameters that a forward pass leaves out, at some cost in every step.
+    """
+
+    def __init__(
+        self, device: torch.device, bucket_cap_mb: float | None = None, find_unused_parameters: bool = False
+    ) -> None:
+        self.dp_group: dist.ProcessGroup | None = dist.group.WORLD if dist.is_initialized() else None
+        self.cp_group: dist.ProcessGroup | None = None
+        self.shards_parameters = False
+        self._device, self._bucket_cap_mb, self._find_unused = device, bucket_cap_mb, find_unused_parameters
+        self._wrapped: DistributedDataParallel | None = None
+
+    def parallelize(self, module: nn.Module) -> nn.Module:
+        """Wrap the model; parameters are those of the first process from now on."""
+        if self.dp_group is None:
+            return module
+        self._wrapped = DistributedDataParallel(
+            module,
+            device_ids=[self._device] if self._device.type == "cuda" else None,
+            bucket_cap_mb=self._bucket_cap_mb,
+            find_unused_parameters=self._find_unused,
+            forward_sync_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+        return self._wrapped
+
+    def shard_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The same: every process steps the whole model."""
+        return optimizer
+
+    def local_part(self, inputs: Batch, targets_BL: Tensor) -> tuple[Batch, Tensor]:
+        """All positions."""
+        return inputs, targets_BL
+
+    def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
+        """Average gradients in the last backward pass of a step only."""
+        return self._wrapped.no_sync() if self._wrapped is not None and not is_last else nullcontext()
+
+    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+        """Clip in place and return the norm of before, the same on every process."""
+        return clip_grad_norm(parameters, max_norm)
+
+
+def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
+    """Clip gradients, plain ones or DTensors of one mesh, to a total L2 norm and return the norm of before.
+
+    An infinite `max_norm` clips nothing.
+    """
+    from torch.distributed.tensor import DTensor
+
+    norm = torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], max_norm)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -1,0 +1,86 @@
+"""Models that are made without values, and get them in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from automodel import InputError
+from automodel.parallel.process_group import is_first
+from automodel.parallel.weights import broadcast_weights
+from torch import Tensor, nn
+
+from automodel_models_llm.locations import Location, unreachable
+
+
+def meta_model(config: Any, dtype: str, attention: str, trust_remote_code: bool) -> Any:
+    """The model of a transformers config on the meta device.
+
+    Raises:
+        InputError: the config is of no causal language model, or contradicts itself.
+    """
+    try:
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(
+                config,
+                dtype=getattr(torch, dtype.removeprefix("torch.")),
+                attn_implementation=attention,
+                trust_remote_code=trust_remote_code,
+            )
+    except (ValueError, TypeError) as error:
+        raise InputError(f"no causal language model can be made from its config: {error}") from error
+
+
+def fresh_buffers(module: nn.Module) -> None:
+    """Compute the buffers that no checkpoint holds, such as rotary frequencies.
+
+    transformers 5 has no public call for it: `_init_weights` is what each of its models overrides to do so.
+    test_sharded_weights.py tells when that changes.
+    """
+    model: Any = module
+    for part in module.modules():
+        if part._non_persistent_buffers_set:
+            model._init_weights(part)
+
+
+def weights_directory(location: Location, revision: str | None, cache_dir: str | None) -> Path | None:
+    """The local directory of a location's safetensors files, fetched from the Hub if they lie there.
+
+    Raises:
+        InputError: the Hub does not give them.
+    """
+    if location.directory is not None:
+        return location.directory
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        patterns = ["*.safetensors", "*.json"]
+        return Path(snapshot_download(location.name, revision=revision, cache_dir=cache_dir, allow_patterns=patterns))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise InputError(unreachable(location.name, revision, error)) from error
+
+
+def holds(directory: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the directory's safetensors files have all of `tensors`, by these names and in these shapes."""
+    from safetensors import safe_open
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return all(shapes.get(name) == tuple(value.shape) for name, value in tensors.items())
+
+
+def fill_from_whole(
+    tensors: Mapping[str, Tensor], load_module: Callable[[torch.device], nn.Module], device: torch.device
+) -> None:
+    """Let the first process load the whole model on `device`, and give every process its parts of it."""
+    whole = None
+    if is_first():
+        module = load_module(device)
+        whole = dict(module.named_parameters()) | dict(module.named_buffers())
+    broadcast_weights(whole, tensors)
