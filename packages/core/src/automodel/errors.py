@@ -1,4 +1,6 @@
-"""The two ways a command ends badly: the user's input is wrong (exit code 2), or the run failed (exit code 1)."""
+"""The ways a command ends early: its input is wrong (exit code 2), the run failed (1), or a signal came (128 + it)."""
+
+import signal
 
 
 class AutoModelError(Exception):
@@ -15,3 +17,11 @@ class InputError(AutoModelError):
 
 class RunError(AutoModelError):
     """A run with correct input failed (disk full, non-finite loss, a logger that refused, ...)."""
+
+
+class StoppedError(AutoModelError):
+    """A run ends because a signal asked it to, with nothing lost. The exit code is 128 + the signal, as in shells."""
+
+    def __init__(self, message: str, by: signal.Signals) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + by

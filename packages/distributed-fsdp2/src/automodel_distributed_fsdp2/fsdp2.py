@@ -120,7 +120,9 @@ class FSDP2Manager:
             checkpoint_activations(module, self._activation_checkpointing)
         if self._mesh is None:
             return module
-        model: Any = module.get_base_model() if hasattr(module, "get_base_model") else module
+        model: Any = module
+        if hasattr(module, "get_base_model"):  # peft wraps the model
+            model = model.get_base_model()
         if self._mesh.tp is not None:
             tensor_parallel.apply(model, self._mesh.tp, self._sequence_parallel)
         if self._mesh.cp is not None:

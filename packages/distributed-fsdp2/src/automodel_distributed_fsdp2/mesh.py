@@ -97,5 +97,5 @@ def _group(axes: Sizes, same: Callable[[int, int, int, int], tuple[int, ...]]) -
         replicate, shard = divmod(rest, axes.shard)
         groups.setdefault(same(replicate, shard, cp, tp), []).append(rank)
     own, _ = dist.new_subgroups_by_enumeration(list(groups.values()))
-    assert own is not None  # every rank is in one
+    assert isinstance(own, dist.ProcessGroup)  # every rank is in one
     return own

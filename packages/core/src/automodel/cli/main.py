@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from automodel.errors import AutoModelError
+from automodel.errors import AutoModelError, InputError
+from automodel.launch.failures import end_agent, is_lost_connection, is_ours_to_tell, prefix
 from automodel.suggest import did_you_mean
 
 VERBS = {
@@ -91,9 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = cli.main(words, prog_name="automodel", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except AutoModelError as error:
-        if show_traceback:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        if is_ours_to_tell(error) and str(error):
+            if show_traceback:
+                traceback.print_exc()
+            print(f"error: {prefix()}{error}", file=sys.stderr, flush=True)
+        if isinstance(error, InputError):
+            end_agent(error.exit_code)
         return error.exit_code
     except click.Abort:
         print("interrupted", file=sys.stderr)
@@ -104,6 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        if is_ours_to_tell(error):
+            why = "it was killed, or its machine is gone"
+            print(f"error: {prefix()}lost the connection to another process: {why}", file=sys.stderr, flush=True)
+        return AutoModelError.exit_code
     except BrokenPipeError:  # the reader of our output has gone (`| head`); keep Python from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -12,6 +12,8 @@ from automodel.recipe.overrides import is_assignment, is_option
 F = TypeVar("F", bound=Callable[..., Any])
 
 OVERRIDES = "overrides"
+WORDS = "automodel.words"
+"""Where a context's `meta` has the whole command line after `automodel`."""
 EPILOG = (
     "OVERRIDES are values that go over the recipe's: `--section.key value`, `--section.key=value` or "
     "`section.key=value`. They are typed as in YAML; `section=null` removes a section."
@@ -35,6 +37,7 @@ class RecipeCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take the overrides out and let click parse the rest."""
+        ctx.meta[WORDS] = [*ctx.command_path.split()[1:], *args]
         overrides, rest, strays = self.divide(args)
         files = [word for word in strays if word.endswith((".yaml", ".yml"))]
         try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from automodel.cli.options import RecipeCommand, recipe_options
+from automodel.cli.options import WORDS, RecipeCommand, recipe_options
+from automodel.launch.agent import launch_options, launched
 from automodel.notices import strictness
 from automodel.recipe import load_recipe
 
@@ -23,6 +24,7 @@ NEEDED = ("model", "dataset")
 @click.option(
     "--dry-run", is_flag=True, help="Build everything and show a batch with what carries loss; train nothing."
 )
+@launch_options
 @click.option("--strict", is_flag=True, help="Fallbacks, such as another attention than the recipe's, are errors.")
 def train(
     config: tuple[str, ...],
@@ -31,19 +33,23 @@ def train(
     resume: str,
     dry_run: bool,
     strict: bool,
+    **processes: str | None,
 ) -> None:
     """Fine-tune a model as a recipe says.
 
     The same command again goes on where the last one stopped.
     """
     recipe = load_recipe(config, overrides, allow_targets=allow_target, needs=NEEDED)
+    if launched(click.get_current_context().meta[WORDS], processes):
+        return
     with strictness(strict):
         if dry_run:
             from automodel.training.dry_run import (
                 dry_run as show,
             )  # imports torch, after the recipe is known to be good
 
-            click.echo(show(recipe, resume))
+            if text := show(recipe, resume):
+                click.echo(text)
         else:
             from automodel.training.train import run_recipe  # likewise
 

@@ -51,7 +51,7 @@ def by_first(function: Callable[[], T]) -> T:
         return function()
     value: list[Any] = [function() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(value, src=0)
-    return value[0]  # type: ignore[no-any-return]
+    return value[0]
 
 
 def wait_for_all() -> None:

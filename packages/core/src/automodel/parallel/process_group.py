@@ -11,8 +11,10 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, TCPStore
 
 from automodel.errors import InputError
+from automodel.launch.failures import remember_store
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,16 @@ class ProcessGroup:
         if world_size() == 1:
             yield
             return
-        backend = self.backend or ("nccl" if device.type == "cuda" else "gloo")
+        backend: str = self.backend or ("nccl" if device.type == "cuda" else "gloo")
         if backend == "nccl" and device.type != "cuda":
             raise InputError(f"dist_env.backend: nccl needs CUDA devices, and this run is on {device}; leave it out")
         if device.type == "cuda":
             torch.cuda.set_device(device)
             backend = f"cpu:gloo,cuda:{backend}"
         timeout = timedelta(minutes=self.timeout_minutes)
-        dist.init_process_group(backend, store=_store(timeout), rank=rank(), world_size=world_size(), timeout=timeout)
+        store = _store(timeout)
+        remember_store(store)
+        dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=timeout)
         try:
             yield
         finally:
@@ -76,7 +80,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def _store(timeout: timedelta) -> dist.Store:
+def _store(timeout: timedelta) -> PrefixStore:
     """Where the processes meet.
 
     What a killed attempt has left in torchrun's store would be taken for this attempt's (gloo: connectFullMesh
@@ -89,11 +93,11 @@ def _store(timeout: timedelta) -> dist.Store:
             "`automodel train --nproc-per-node`, torchrun or a scheduler's launcher"
         )
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
+    store = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         world_size(),
         is_master=is_first() and not agents,
         timeout=timeout,
     )
-    return dist.PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from signal import Signals
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from automodel.errors import RunError
+from automodel.errors import RunError, StoppedError
+from automodel.launch.signals import StopRequest
 from automodel.parallel.groups import largest
 from automodel.training.metrics import step_metrics
 from automodel.training.parts import Parts
@@ -25,9 +27,7 @@ def fit(parts: Parts) -> None:
         RunError: the loss was not finite for too long, or a checkpoint could not be written.
     """
     progress, scheduler, run = parts.progress, parts.scheduler, parts.run
-    dp_group = parts.parallelism.dp_group
-    validated_at, saved_at = -1, progress.step
-    consecutive_skipped = 0
+    validated_at = -1
     parts.forward.train()
     parts.hooks.fit_start(run=run)
     if progress.step == 0 and scheduler.val_at_start and parts.validation_loader:
@@ -35,6 +35,15 @@ def fit(parts: Parts) -> None:
         validated_at = 0
     if parts.num_steps is not None and progress.step >= parts.num_steps:
         return
+    with StopRequest() as stop:
+        _train(parts, stop, validated_at)
+
+
+def _train(parts: Parts, stop: StopRequest, validated_at: int) -> None:
+    """The steps of `fit`."""
+    progress, scheduler, run = parts.progress, parts.scheduler, parts.run
+    saved_at, consecutive_skipped = progress.step, 0
+    dp_group = parts.parallelism.dp_group
     batches = global_batches(parts.loader, progress, parts.micro_batches_per_step, scheduler.epochs(), dp_group)
     started = time.perf_counter()
     for micro_batches in batches:
@@ -72,6 +81,10 @@ def fit(parts: Parts) -> None:
             saved_at = progress.step
         if is_last:
             return
+        if (signal := _agreed(stop)) is not None:
+            if saved_at != progress.step:
+                save(parts)
+            raise StoppedError(_stopped(parts, signal), signal)
         started = time.perf_counter()
     # data of unknown length has ended
     if parts.validation_loader and validated_at != progress.step:
@@ -109,6 +122,19 @@ def save(parts: Parts) -> None:
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
+
+
+def _agreed(stop: StopRequest) -> Signals | None:
+    """The signal that has come to any of the processes."""
+    number = int(largest(torch.tensor(int(stop.signal or 0)), dist.group.WORLD if dist.is_initialized() else None))
+    return Signals(number) if number else None
+
+
+def _stopped(parts: Parts, signal: Signals) -> str:
+    saved = "which is saved: the same command goes on from it"
+    if not parts.checkpointer.enabled:
+        saved = "and nothing is saved, since checkpoint.enabled is false"
+    return f"stopped by {signal.name} after step {parts.progress.step}, {saved}"
 
 
 def _all_finite(module: nn.Module) -> bool:

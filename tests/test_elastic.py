@@ -1,0 +1,122 @@
+"""Runs of several processes that lose some of them, or are asked to stop, end as if nothing had happened."""
+
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from automodel.checkpoint import directory
+from automodel.training.metrics import read_metrics
+from support import metrics
+
+STEPS = (
+    *("step_scheduler.max_steps=40", "step_scheduler.ckpt_every_steps=5", "step_scheduler.grad_acc_steps=null"),
+    *("step_scheduler.global_batch_size=8", "dataloader.batch_size=2"),
+)
+
+
+def workers(agent):
+    """{rank: process id} of an agent's processes."""
+    found = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            try:
+                parent = re.search(r"^PPid:\s*(\d+)", (path / "status").read_text(), re.M)
+                environment = (path / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            rank = next((item[5:] for item in environment if item.startswith(b"RANK=")), None)
+            if parent and int(parent[1]) == agent.pid and rank is not None:
+                found[int(rank)] = int(path.name)
+    return found
+
+
+def wait_for_step(run, step, *processes):
+    while not (lines := read_metrics(run / "metrics.jsonl")) or lines[-1]["step"] < step:
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def undisturbed(automodel, recipe, tmp_path):
+    automodel("train", "-c", recipe, *STEPS, "checkpoint.checkpoint_dir=whole")
+    return metrics(tmp_path / "whole")
+
+
+def test_a_killed_rank_is_started_again_and_the_run_ends_the_same(automodel, recipe, tmp_path, undisturbed):
+    command = ("train", "-c", recipe, *STEPS, "--nproc-per-node", 2, "--max-restarts", 2, "--monitor-interval", 0.2)
+    agent = automodel.start(*command)
+    for victim, step in ((1, 7), (0, 17)):
+        wait_for_step(tmp_path / "run", step, agent)
+        os.kill(workers(agent)[victim], signal.SIGKILL)
+        time.sleep(1)
+    stdout, stderr = agent.communicate()
+    assert agent.returncode == 0, stderr
+    assert stdout.count("resuming from") == 2
+    assert "Traceback" not in stderr
+    assert metrics(tmp_path / "run") == pytest.approx(undisturbed, rel=1e-5)
+
+
+def test_without_restarts_a_killed_rank_is_named_once(automodel, recipe, tmp_path):
+    agent = automodel.start("train", "-c", recipe, *STEPS, "--nproc-per-node", 2)
+    wait_for_step(tmp_path / "run", 3, agent)
+    os.kill(workers(agent)[1], signal.SIGKILL)
+    _, stderr = agent.communicate()
+    assert agent.returncode == 1
+    assert "rank 1" in stderr
+    assert "was killed by SIGKILL" in stderr
+    assert stderr.count("lost the connection") <= 1
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_agent_saves_and_the_same_command_goes_on(automodel, recipe, tmp_path, undisturbed, number):
+    command = ("train", "-c", recipe, *STEPS, "step_scheduler.ckpt_every_steps=1000", "--nproc-per-node", 2)
+    agent = automodel.start(*command)
+    wait_for_step(tmp_path / "run", 4, agent)
+    agent.send_signal(number)
+    _, stderr = agent.communicate(timeout=60)
+    assert agent.returncode == 128 + number, stderr
+    assert stderr.count(f"stopped by {number.name} after step") == 1
+    [(saved, _)] = directory.checkpoints(tmp_path / "run")
+    assert 4 <= saved < 40
+    agent = automodel.start(*command)
+    _, stderr = agent.communicate()
+    assert agent.returncode == 0, stderr
+    assert metrics(tmp_path / "run") == pytest.approx(undisturbed, rel=1e-5)
+
+
+def test_a_signal_to_a_single_process_saves_and_it_goes_on_bit_for_bit(automodel, recipe, tmp_path, undisturbed):
+    process = automodel.start("train", "-c", recipe, *STEPS)
+    wait_for_step(tmp_path / "run", 3, process)
+    process.terminate()
+    _, stderr = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, stderr
+    automodel("train", "-c", recipe, *STEPS)
+    assert metrics(tmp_path / "run") == undisturbed
+
+
+def test_a_machine_that_is_lost_leaves_the_others_to_end_the_run_the_same(automodel, recipe, tmp_path, undisturbed):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = (
+        *("train", "-c", recipe, *STEPS, "--nproc-per-node", 1, "--nnodes", "1:2", "--max-restarts", 3),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "lost"),
+        *("--monitor-interval", 0.2, "dist_env.timeout_minutes=1"),
+    )
+    conf = "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=8"
+    first = automodel.start(*command, "--rdzv-conf", f"is_host=1,{conf}")
+    second = automodel.start(*command, "--rdzv-conf", f"is_host=0,{conf}")
+    wait_for_step(tmp_path / "run", 7, first, second)
+    assert len(workers(first)) == len(workers(second)) == 1
+    os.kill(next(iter(workers(second).values())), signal.SIGKILL)
+    second.kill()
+    second.communicate()
+    _, stderr = first.communicate(timeout=300)
+    assert first.returncode == 0, stderr
+    assert metrics(tmp_path / "run") == pytest.approx(undisturbed, rel=1e-5)
