@@ -68,6 +68,11 @@ def dist_env_providers() -> Iterable[Provider]:
 
 
 @hookspec
+def launcher_providers() -> Iterable[Provider]:
+    """Return providers whose call gives an `automodel.interfaces.Launcher`, for `automodel launch NAME`."""
+
+
+@hookspec
 def step_scheduler_providers() -> Iterable[Provider]:
     """Return providers whose call gives an `automodel.training.step_scheduler.StepScheduler`."""
 

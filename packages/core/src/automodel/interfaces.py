@@ -151,6 +151,26 @@ class Parallelism(Protocol):
         """
 
 
+class Launcher(Protocol):
+    """What a launcher provider returns: how a run is handed to a scheduler."""
+
+    def script(self, command: Sequence[str], files: Mapping[str, str]) -> str:
+        """What is submitted, as text.
+
+        Args:
+            command: the words after `automodel`.
+            files: the text of the recipes by path, as the command names them.
+        """
+
+    def submit(self, script: str, directory: Path) -> str:
+        """Submit it, keeping what must be kept in `directory`, and return what the scheduler says.
+
+        Raises:
+            InputError: there is no such scheduler here.
+            RunError: it refused.
+        """
+
+
 @dataclass
 class Run:
     """What life-cycle hooks may know of the run. `config` is the resolved recipe with secrets removed."""

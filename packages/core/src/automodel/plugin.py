@@ -16,6 +16,7 @@ KINDS = (
     ),
     Kind("parallelism", sections=("distributed",), default="ddp", injected=("device",)),
     Kind("dist_env", sections=("dist_env",), default="process-group"),
+    Kind("launcher", sections=("launcher",)),
     Kind("step_scheduler", sections=("step_scheduler",), default="steps"),
     Kind("optimizer", sections=("optimizer",), default="adamw", injected=("params",)),
     Kind("lr_scheduler", sections=("lr_scheduler",), default="constant", injected=("optimizer", "num_steps")),
@@ -84,6 +85,15 @@ def dist_env_providers() -> tuple[Provider, ...]:
             "automodel.parallel.process_group:ProcessGroup",
             summary="torch.distributed's process group, gloo or nccl",
         ),
+    )
+
+
+@hookimpl
+def launcher_providers() -> tuple[Provider, ...]:
+    """Schedulers of clusters."""
+    return (
+        Provider("slurm", "automodel.launch.slurm:Slurm", summary="a batch script for Slurm's sbatch"),
+        Provider("kubernetes", "automodel.launch.kubernetes:Kubernetes", summary="a Kubeflow PyTorchJob"),
     )
 
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, TCPStore
 
 from automodel.errors import InputError
 from automodel.launch.failures import remember_store
@@ -80,7 +79,7 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def _store(timeout: timedelta) -> PrefixStore:
+def _store(timeout: timedelta) -> Any:  # torch.distributed exports PrefixStore at run time only
     """Where the processes meet.
 
     What a killed attempt has left in torchrun's store would be taken for this attempt's (gloo: connectFullMesh
@@ -93,11 +92,13 @@ def _store(timeout: timedelta) -> PrefixStore:
             "`automodel train --nproc-per-node`, torchrun or a scheduler's launcher"
         )
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         world_size(),
         is_master=is_first() and not agents,
         timeout=timeout,
     )
-    return PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return dist.PrefixStore(  # type: ignore[attr-defined]
+        f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
+    )
