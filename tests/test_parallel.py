@@ -39,8 +39,12 @@ def tensors(directory):
     return {name: value for file in directory.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
-@pytest.mark.parametrize("peft", [(), LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+CASES = [(name, peft) for name in LAYOUTS for peft in ((), LORA) if (name, peft) != ("sequence", LORA)]
+
+
+@pytest.mark.parametrize(
+    ("layout", "peft"), CASES, ids=[f"{name}-{'lora' if peft else 'full'}" for name, peft in CASES]
+)
 def test_losses_are_those_of_one_process(automodel, many, recipe, data, tmp_path, layout, peft):
     validation = (
         "validation_dataset._target_=text-instruction",
@@ -141,6 +145,10 @@ def test_the_real_model_is_read_in_parts_and_trains_as_in_one_process(automodel,
         (("distributed.dp_replicate_size=5",), "dp_replicate_size 5 does not divide"),
         (("distributed.tp_size=2", "model.config.num_key_value_heads=1"), "does not divide the model's num_key_value"),
         (("step_scheduler.global_batch_size=3", "step_scheduler.grad_acc_steps=null"), "global_batch_size: 3"),
+        (
+            (*LORA, "distributed.tp_size=2", "distributed.sequence_parallel=true"),
+            "sequence_parallel does not go with adapters",
+        ),
         (("peft._target_=lora", "peft.use_dora=true"), "use_dora needs the model's own weights"),
     ],
 )

@@ -57,12 +57,15 @@ def apply(model: Any, mesh: DeviceMesh, sequence_parallel: bool) -> None:
     tied = _tied(model)
     in_layers = _sequence_layout(model, mesh) if sequence_parallel else {}
     adapted = [name for name, module in model.named_modules() if hasattr(module, "base_layer")]
+    if adapted and sequence_parallel:
+        # measured: gradients of adapters come out wrong (the loss differs by 1e-2 after 30 steps; without, by 3e-8)
+        raise InputError("sequence_parallel does not go with adapters (peft); leave it out, tp_size alone does")
     for name, module in list(model.named_modules()):
         if any(name.startswith(f"{outer}.") for outer in adapted):
             continue
         style = _style(name, plan)
         if name in adapted:
-            _share_adapter(name, module, style, mesh, sequence_parallel)
+            _share_adapter(name, module, style, mesh)
         elif name in in_layers:
             parallelize_module(module, mesh, in_layers[name])
         elif style is not None:
@@ -106,38 +109,23 @@ def _linear(style: str, sequence_parallel: bool) -> Callable[[], ParallelStyle]:
     return lambda: RowwiseParallel(output_layouts=Shard(1) if sequence_parallel else Replicate())
 
 
-def _share_adapter(name: str, module: Any, style: str | None, mesh: DeviceMesh, sequence_parallel: bool) -> None:
+def _share_adapter(name: str, module: Any, style: str | None, mesh: DeviceMesh) -> None:
     """Share a LoRA layer: the base by the plan; of A and B the one that lies on the shared side likewise."""
     adapters = [(module.lora_A[key], module.lora_B[key]) for key in module.lora_A]
     if not adapters or not isinstance(module.base_layer, nn.Linear):
         raise InputError(f"tensor parallelism takes adapters on linear layers only, not on {name}; use tp_size: 1")
-    base: ParallelStyle = Replicated() if style is None else _linear(style, sequence_parallel)()
+    base: ParallelStyle = Replicated() if style is None else _linear(style, False)()
     parallelize_module(module.base_layer, mesh, base)
     for down, up in adapters:
         if style in _COLWISE:
             parallelize_module(down, mesh, Replicated())
-            parallelize_module(up, mesh, _linear(style, sequence_parallel)())
+            parallelize_module(up, mesh, _linear(style, False)())
         elif style in _ROWWISE:
             parallelize_module(down, mesh, RowwiseParallel())
-            # along the sequence only where the base's output is: after B, which every process computes whole
-            parallelize_module(up, mesh, _Split() if sequence_parallel else Replicated())
+            parallelize_module(up, mesh, Replicated())
         else:
             parallelize_module(down, mesh, Replicated())
             parallelize_module(up, mesh, Replicated())
-
-
-class _Split(Replicated):
-    """Replicated, but each process gives its part of the sequence only."""
-
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        replicated = super()._apply(module, device_mesh)
-
-        def split(part: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            whole = DTensor.from_local(output, device_mesh, [Replicate()])
-            return whole.redistribute(placements=[Shard(1)]).to_local()
-
-        replicated.register_forward_hook(split)
-        return replicated
 
 
 def _sequence_layout(model: Any, mesh: DeviceMesh) -> dict[str, ParallelStyle]:

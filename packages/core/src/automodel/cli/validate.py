@@ -8,6 +8,7 @@ from automodel.cli.options import RecipeCommand, recipe_options
 from automodel.recipe import Recipe, load_recipe
 
 NEEDED = ("model", "dataset")
+"""Without these a recipe is right as far as it goes: it may be completed by a second file or by overrides."""
 
 
 @click.command(cls=RecipeCommand)
@@ -15,10 +16,13 @@ NEEDED = ("model", "dataset")
 def validate(config: tuple[str, ...], allow_target: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     """Check a recipe without running it.
 
-    Prints what fills each section. Exit code 2, and every mistake with its position, if the recipe is wrong.
+    Prints what fills each section, and which ones training needs besides. Exit code 2, and every mistake with its
+    position, if the recipe is wrong.
     """
-    recipe = load_recipe(config, overrides, allow_targets=allow_target, needs=NEEDED)
-    click.echo(f"{' + '.join(config)}: valid")
+    recipe = load_recipe(config, overrides, allow_targets=allow_target)
+    missing = [section for section in NEEDED if not recipe.has(section)]
+    more = f"; to train it needs {' and '.join(f'`{section}`' for section in missing)} as well" if missing else ""
+    click.echo(f"{' + '.join(config)}: valid{more}")
     rows = summary(recipe)
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     for section, name, origin in rows:

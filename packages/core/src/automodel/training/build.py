@@ -115,7 +115,7 @@ def build_parts(
     run.num_parameters = sum(parameter.numel() for parameter in module.parameters())
     run.num_trainable_parameters = sum(parameter.numel() for parameter in trainable)
     manager.hook.model_built(module=module, run=run)
-    optimizer = data.parallelism.shard_optimizer(_build_optimizer(recipe, trainable))
+    optimizer = data.parallelism.shard_optimizer(build_optimizer(recipe, trainable))
     # from here on processes with different samples draw differently (dropout)
     cp_group = data.parallelism.cp_group
     data.seeds.apply(group_rank(data.parallelism.dp_group) * group_size(cp_group) + group_rank(cp_group))
@@ -213,7 +213,8 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _build_optimizer(recipe: Recipe, trainable: list[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(recipe: Recipe, trainable: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The recipe's optimizer of these parameters; torch's own by its fused kernel unless the recipe says otherwise."""
     target = recipe.target("optimizer")
     assert target is not None  # the kind has a default
     is_torchs = target.location.startswith("torch.optim")

@@ -1,0 +1,1 @@
+"""What a recipe would need on so many devices, found out without any of them."""

@@ -1,1 +1,0 @@
-"""NVIDIA's Megatron-FSDP, the successor of nvFSDP, for AutoModel."""
