@@ -51,13 +51,13 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        row = {"instruction": "Say one, two, three.", "output": "one two three " * 160}  # 512 tokens, all alike
+        row = {"instruction": "Say one, two, three.", "output": "one two three " * 150}  # about 490 tokens, all alike
         (directory / "rows.jsonl").write_text((json.dumps(row) + "\n") * 200)
         recipe = directory / "recipe.yaml"
         recipe.write_text(RECIPE.replace("STEPS", str(options.steps)))
         ones, found = [], {name: [] for name in LAYOUTS}
         for _ in range(options.runs):
-                ones.append(step_time(recipe, [0], ()))
+            ones.append(step_time(recipe, [0], ()))
             for name, overrides in LAYOUTS.items():
                 found[name].append(step_time(recipe, [0, 1], overrides))
                 print(f"{name}: {ones[-1] / found[name][-1]:.3f}", file=sys.stderr, flush=True)

@@ -73,7 +73,7 @@ def test_without_restarts_a_killed_rank_is_named_once(automodel, recipe, tmp_pat
     assert "Traceback" not in stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_to_the_agent_saves_and_the_same_command_goes_on(automodel, recipe, tmp_path, undisturbed, number):
     command = ("train", "-c", recipe, *STEPS, "step_scheduler.ckpt_every_steps=1000", "--nproc-per-node", 2)
     agent = automodel.start(*command)

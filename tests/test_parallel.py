@@ -39,12 +39,17 @@ def tensors(directory):
     return {name: value for file in directory.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
-CASES = [(name, peft) for name in LAYOUTS for peft in ((), LORA) if (name, peft) != ("sequence", LORA)]
+FAST = {("ddp", ()), ("fsdp2", LORA), ("fsdp2-tp", LORA), ("sequence", ()), ("cp", ())}
+CASES = [
+    pytest.param(name, peft, id=f"{name}-{'lora' if peft else 'full'}", marks=() if fast else pytest.mark.slow)
+    for name in LAYOUTS
+    for peft in ((), LORA)
+    for fast in [(name, peft) in FAST]
+    if (name, peft) != ("sequence", LORA)
+]
 
 
-@pytest.mark.parametrize(
-    ("layout", "peft"), CASES, ids=[f"{name}-{'lora' if peft else 'full'}" for name, peft in CASES]
-)
+@pytest.mark.parametrize(("layout", "peft"), CASES)
 def test_losses_are_those_of_one_process(automodel, many, recipe, data, tmp_path, layout, peft):
     validation = (
         "validation_dataset._target_=text-instruction",
@@ -84,7 +89,14 @@ def test_a_stream_is_shared_by_its_rows(automodel, many, recipe, tmp_path):
 
 @pytest.mark.parametrize(
     ("saved_on", "resumed_on"),
-    [("fsdp2", "one"), ("fsdp2", "ddp"), ("one", "fsdp2-tp"), ("fsdp2-tp", "hsdp"), ("ddp", "fsdp2")],
+    [
+        ("fsdp2", "one"),
+        ("fsdp2-tp", "ddp"),
+        pytest.param("fsdp2", "ddp", marks=pytest.mark.slow),
+        pytest.param("one", "fsdp2-tp", marks=pytest.mark.slow),
+        pytest.param("fsdp2-tp", "hsdp", marks=pytest.mark.slow),
+        pytest.param("ddp", "fsdp2", marks=pytest.mark.slow),
+    ],
 )
 def test_a_checkpoint_goes_on_in_another_layout_with_the_same_weights_and_samples(
     automodel, many, recipe, tmp_path, saved_on, resumed_on
