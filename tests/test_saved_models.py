@@ -16,8 +16,9 @@ LORA = "\npeft:\n  _target_: lora\n  target_modules: all-linear\n  r: 4\n"
 
 def trained(recipe, checkpoint):
     """The trained model as AutoModel itself has it: the recipe's model with the checkpoint's state."""
-    checked = load_recipe([recipe])
-    parts = build_parts(checked, build_data(checked), Checkpointer(checkpoint_dir="unused"), installed().manager)
+    checked, cpu = load_recipe([recipe]), torch.device("cpu")
+    data = build_data(checked, cpu)
+    parts = build_parts(checked, data, Checkpointer(checkpoint_dir="unused"), installed().manager, cpu)
     load_model(checkpoint / "state", parts.module, parts.fingerprint)
     return parts.module.eval()
 

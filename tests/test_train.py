@@ -157,8 +157,10 @@ def test_a_logger_that_fails_to_start_ends_the_run_with_its_own_message(automode
 
 def test_a_parallelism_provider_lays_out_the_model(automodel, recipe, tmp_path, monkeypatch):
     (tmp_path / "acme_layout.py").write_text(
-        "class Layout:\n"
-        "    def __init__(self, scale: float = 1.0):\n"
+        "from automodel.parallel.ddp import DataParallel\n"
+        "class Layout(DataParallel):\n"
+        "    def __init__(self, device, scale: float = 1.0):\n"
+        "        super().__init__(device)\n"
         "        self.scale = scale\n"
         "    def parallelize(self, module):\n"
         "        module.register_forward_hook(lambda m, i, out: print('laid out', self.scale))\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,8 +45,9 @@ class ModelSource(Protocol):
         """Load the model on the device, in training dtype.
 
         The module's forward takes a batch's tensors by name and returns an object with `logits` (B, L, V); it has
-        `save_pretrained(directory, state_dict=...)`, as transformers and peft models do. If its forward has a
-        parameter `logits_to_keep` (a 1-D index tensor into L), core uses it to compute only the logits it needs.
+        `save_pretrained(directory, state_dict=...)`, as transformers and peft models do, which writes in whichever
+        process calls it. If its forward has a parameter `logits_to_keep` (a 1-D index tensor into L), core uses it to
+        compute only the logits it needs.
 
         Raises:
             InputError: the location does not hold such a model.
@@ -143,12 +144,6 @@ class Parallelism(Protocol):
 
     def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
         """The context of the forward and backward of one micro-batch. Only the last of a step averages gradients."""
-
-    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-        """Clip the gradients of `parameters` to a total L2 norm, in place, and return the norm of before.
-
-        Parts of one parameter, and parameters on different processes, count as one vector.
-        """
 
 
 class Launcher(Protocol):

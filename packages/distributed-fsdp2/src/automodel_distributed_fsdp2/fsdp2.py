@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, Literal
@@ -13,7 +12,6 @@ import torch.distributed as dist
 from automodel import InputError
 from automodel.interfaces import Batch
 from automodel.notices import notice
-from automodel.parallel.ddp import clip_grad_norm
 from automodel.training.activation_checkpointing import checkpoint_activations
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -157,10 +155,6 @@ class FSDP2Manager:
         if self._module is not None:
             self._module.set_requires_gradient_sync(is_last)
         return nullcontext()
-
-    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-        """Clip in place and return the norm of before, over all processes."""
-        return clip_grad_norm(parameters, max_norm)
 
 
 def _replicas(strategy: str, given: int | None, dp_size: int) -> int:

@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from automodel import InputError
 from automodel.notices import notice
-from automodel.parallel.groups import by_first
-from automodel.parallel.weights import read_safetensors
 from automodel.suggest import did_you_mean
 
-from automodel_models_llm.gguf_files import converted_model, converted_tokenizer, load_gguf
+from automodel_models_llm.gguf_files import converted_tokenizer, load_gguf
 from automodel_models_llm.locations import Location, locate, unreachable
-from automodel_models_llm.meta import fill_from_whole, fresh_buffers, holds, meta_model, weights_directory
 from automodel_models_llm.options import apply_liger, check_attention, dtype_name, usable_attention
 from automodel_models_llm.tokenizers import load_tokenizer
 
@@ -176,6 +173,8 @@ class PretrainedCausalLM:
                 "a quantised model is loaded whole and cannot be sharded: use distributed: {_target_: ddp}, or leave "
                 "quantization_config out"
             )
+        from automodel_models_llm.meta import meta_model  # imports torch, which data and tokenizers do without
+
         _quiet_unless_terminal()
         config = self._config(self._plain_location())
         dtype = self.dtype
@@ -187,20 +186,24 @@ class PretrainedCausalLM:
 
     def load_weights(self, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
         """Give a module of `empty_module` its values; of sharded tensors each process reads its part."""
+        import torch
+
+        from automodel_models_llm.meta import fill_from_directory, fill_from_whole, fresh_buffers, weights_directory
+
         fresh_buffers(module)
         location = self._plain_location()
         directory = None if location.gguf is not None else weights_directory(location, self.revision, self.cache_dir)
-        if directory is not None and holds(directory, tensors):
-            read_safetensors(directory, tensors)
-        else:  # names that transformers converts, or another format
+        if directory is None or not fill_from_directory(tensors, directory):
             fill_from_whole(tensors, self.load_module, torch.device("cpu"))
 
     def _plain_location(self) -> Location:
         """The location; of a GGUF file the directory it was converted to, if that is kept."""
         if self.location.gguf is None:
             return self.location
+        from automodel_models_llm.meta import conversion
+
         gguf = self.location.gguf_path(self.revision, self.cache_dir)
-        directory = by_first(lambda: converted_model(gguf, "float32" if self.dtype == "auto" else self.dtype))
+        directory = conversion(gguf, "float32" if self.dtype == "auto" else self.dtype)
         return self.location if directory is None else Location(self.location.name, directory)
 
     def _config(self, location: Location) -> Any:
@@ -298,6 +301,8 @@ class RandomCausalLM:
         Raises:
             InputError: there is no such model type, or its settings contradict each other.
         """
+        from automodel_models_llm.meta import meta_model  # likewise
+
         _quiet_unless_terminal()
         attention = usable_attention(self.attention, device)
         module = meta_model(self._transformers_config(), self.dtype, attention, self.trust_remote_code)
@@ -305,6 +310,8 @@ class RandomCausalLM:
 
     def load_weights(self, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
         """Draw the values that `load_module` would draw, and give each process its part."""
+        from automodel_models_llm.meta import fill_from_whole, fresh_buffers
+
         fresh_buffers(module)
         fill_from_whole(tensors, self.load_module, next(iter(tensors.values())).device)
 
@@ -349,9 +356,15 @@ def _ready(module: Any, device: torch.device, use_liger_kernel: bool) -> torch.n
             "the model is in float16, for which there is no loss scaling here: small gradients, and the eps of AdamW, "
             "become 0; torch_dtype: bfloat16 is safer"
         )
+    # transformers 5.23 writes in the first process only, whatever is_main_process says; here each writes a part
+    module.should_save_on_this_rank = _as_told
     if use_liger_kernel:
         apply_liger(module, device)
     return module if module.device.type == "meta" else module.to(device)
+
+
+def _as_told(is_main_process: bool) -> bool:
+    return is_main_process
 
 
 def _quiet_unless_terminal() -> None:

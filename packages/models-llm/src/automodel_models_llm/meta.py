@@ -9,10 +9,12 @@ from typing import Any
 import torch
 import transformers
 from automodel import InputError
+from automodel.parallel.groups import by_first
 from automodel.parallel.process_group import is_first
-from automodel.parallel.weights import broadcast_weights
+from automodel.parallel.weights import broadcast_weights, read_safetensors
 from torch import Tensor, nn
 
+from automodel_models_llm.gguf_files import converted_model
 from automodel_models_llm.locations import Location, unreachable
 
 
@@ -64,15 +66,27 @@ def weights_directory(location: Location, revision: str | None, cache_dir: str |
         raise InputError(unreachable(location.name, revision, error)) from error
 
 
-def holds(directory: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the directory's safetensors files have all of `tensors`, by these names and in these shapes."""
+def conversion(gguf: Path, dtype: str) -> Path | None:
+    """The directory with a GGUF file's weights in safetensors, made by the first process; None if it is not kept."""
+    return by_first(lambda: converted_model(gguf, dtype))
+
+
+def fill_from_directory(tensors: Mapping[str, Tensor], directory: Path) -> bool:
+    """Let each process read its parts from the directory's safetensors files, and return True.
+
+    False, and nothing is read, unless they have all of `tensors` by these names and in these shapes: some models have
+    others, which transformers converts as it loads them.
+    """
     from safetensors import safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
     for path in directory.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    return all(shapes.get(name) == tuple(value.shape) for name, value in tensors.items())
+    if any(shapes.get(name) != tuple(value.shape) for name, value in tensors.items()):
+        return False
+    read_safetensors(directory, tensors)
+    return True
 
 
 def fill_from_whole(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from automodel.parallel.groups import wait_for_all
 from automodel.parallel.process_group import is_first
 
 _INDEX = "model.safetensors.index.json"
+_NUMBERED = re.compile(r".*?\.\d+\.")
 
 
 def save_model(directory: Path, module: nn.Module, processor: Any) -> None:
@@ -85,13 +87,22 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _owners(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """Which process writes which tensor, about equally much each."""
+    """Which process writes which tensor, about equally much each.
+
+    A layer is written by one: `save_pretrained` may make one tensor of several of its.
+    """
     loads = [0] * dist.get_world_size()
-    owners = {}
+    layers: dict[str, int] = {}
     for name, value in tensors.items():
-        owners[name] = loads.index(min(loads))
-        loads[owners[name]] += value.numel()
-    return owners
+        owner = layers.setdefault(_layer(name), loads.index(min(loads)))
+        loads[owner] += value.numel()
+    return {name: layers[_layer(name)] for name in tensors}
+
+
+def _layer(name: str) -> str:
+    """The name up to its first number, `model.layers.3.`, or all of it."""
+    match = _NUMBERED.match(name)
+    return match[0] if match else name
 
 
 def _gathered(tensors: dict[str, Tensor], owners: dict[str, int]) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -57,18 +56,3 @@ class DataParallel:
     def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
         """Average gradients in the last backward pass of a step only."""
         return self._wrapped.no_sync() if self._wrapped is not None and not is_last else nullcontext()
-
-    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-        """Clip in place and return the norm of before, the same on every process."""
-        return clip_grad_norm(parameters, max_norm)
-
-
-def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Clip gradients, plain ones or DTensors of one mesh, to a total L2 norm and return the norm of before.
-
-    An infinite `max_norm` clips nothing.
-    """
-    from torch.distributed.tensor import DTensor
-
-    norm = torch.nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], max_norm)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from automodel.errors import InputError, RunError
 from automodel.interfaces import Batch, Loss, Parallelism
+from automodel.parallel.gradients import clip_grad_norm
 from automodel.parallel.groups import group_size, summed
 from automodel.training.collate import IGNORED_LABEL
 from automodel.training.options import TrainingOptions
@@ -69,8 +70,7 @@ def train_step(
         loss_sum += loss.item()
     loss_sum = float(summed(torch.tensor(loss_sum, dtype=torch.float64), cp_group, dp_group))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    # torch clips nothing at an infinite norm: one call gives the norm either way
-    norm = parallelism.clip_grad_norm(parameters, options.max_grad_norm or math.inf)
+    norm = clip_grad_norm(parameters, options.max_grad_norm or math.inf)
     finite = math.isfinite(loss_sum) and math.isfinite(norm)
     if not finite and options.on_nonfinite == "stop":
         raise RunError(
