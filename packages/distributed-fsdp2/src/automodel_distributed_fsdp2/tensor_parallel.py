@@ -6,7 +6,9 @@ on one mesh and gradients are clipped as one vector.
 
 from __future__ import annotations
 
+import logging
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +54,7 @@ def apply(model: Any, mesh: DeviceMesh, sequence_parallel: bool) -> None:
     Raises:
         InputError: transformers has no plan for it, or its heads cannot be divided so.
     """
+    _quiet()
     plan = _plan(model)
     _check_heads(model, mesh.size())
     tied = _tied(model)
@@ -74,6 +77,12 @@ def apply(model: Any, mesh: DeviceMesh, sequence_parallel: bool) -> None:
             parallelize_module(module, mesh, Replicated())
     for (owner, key), (other, other_key) in tied:
         setattr(owner, key, getattr(other, other_key))
+
+
+def _quiet() -> None:
+    """Leave out what torch 2.15 remarks in every process: nobody writes into outputs, and saving gathers in two steps."""
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 
 
 def _plan(model: Any) -> dict[str, str]:

@@ -46,7 +46,8 @@ def _groups(gradient: Tensor) -> tuple[dist.ProcessGroup, ...]:
         return ()
     assert not any(placement.is_partial() for placement in gradient.placements)  # not averaged yet
     mesh = gradient.device_mesh
-    return tuple(mesh.get_group(axis) for axis, placement in enumerate(gradient.placements) if placement.is_shard())
+    # not is_shard(): FSDP2 over tensor parallelism has placements of another class
+    return tuple(mesh.get_group(axis) for axis, where in enumerate(gradient.placements) if not where.is_replicate())
 
 
 def _sum_of_squares(tensor: Tensor) -> Tensor:
