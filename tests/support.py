@@ -44,11 +44,14 @@ class Command:
         assert code == expect, f"exit code {code}\n{stdout}\n{stderr}"
         return SimpleNamespace(stdout=stdout, stderr=stderr)
 
-    def start(self, *arguments, env=None, **options):
-        """Start it as a process of its own, without what wandb has put into the environment of this one."""
+    def start(self, *arguments, prefix=(), env=None, **options):
+        """Start it as a process of its own, without what wandb has put into the environment of this one.
+
+        `prefix` are words before the command, such as `ip netns exec NAME`.
+        """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
         return subprocess.Popen(
-            [AUTOMODEL, *map(str, arguments)],
+            [*prefix, AUTOMODEL, *map(str, arguments)],
             cwd=self.directory,
             env={**inherited, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(env or {})},
             **options,

@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
@@ -100,23 +102,62 @@ def test_a_signal_to_a_single_process_saves_and_it_goes_on_bit_for_bit(automodel
     assert metrics(tmp_path / "run") == undisturbed
 
 
-def test_a_machine_that_is_lost_leaves_the_others_to_end_the_run_the_same(automodel, recipe, tmp_path, undisturbed):
+@pytest.fixture
+def machines():
+    """Two machines: (prefix of commands, address, environment) each.
+
+    They are network namespaces joined by a cable, or this machine's loopback twice where namespaces are not allowed.
+    """
+    names = [f"automodel-{os.getpid()}-{number}" for number in (0, 1)]
+    links = [f"am{os.getpid()}-{number}" for number in (0, 1)]
+    addresses = ["10.77.0.1", "10.77.0.2"]
+    if not all(ip("netns", "add", name) for name in names):
+        yield [((), "127.0.0.1", {})] * 2
+        return
+    assert ip("link", "add", links[0], "netns", names[0], "type", "veth", "peer", "name", links[1], "netns", names[1])
+    for name, link, address in zip(names, links, addresses, strict=True):
+        assert ip("-n", name, "addr", "add", f"{address}/24", "dev", link)
+        assert ip("-n", name, "link", "set", link, "up")
+        assert ip("-n", name, "link", "set", "lo", "up")
+    yield [
+        (("ip", "netns", "exec", name), address, {"GLOO_SOCKET_IFNAME": link})
+        for name, link, address in zip(names, links, addresses, strict=True)
+    ]
+    for name in names:
+        ip("netns", "del", name)
+
+
+def ip(*words):
+    return shutil.which("ip") is not None and subprocess.run(["ip", *words], check=False).returncode == 0
+
+
+def test_two_machines_lose_a_process_then_one_of_them_and_end_the_run_the_same(
+    automodel, recipe, tmp_path, undisturbed, machines
+):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = (
         *("train", "-c", recipe, *STEPS, "--nproc-per-node", 1, "--nnodes", "1:2", "--max-restarts", 3),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "lost"),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{machines[0][1]}:{port}", "--rdzv-id", "lost"),
         *("--monitor-interval", 0.2, "dist_env.timeout_minutes=1"),
     )
     conf = "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=8"
-    first = automodel.start(*command, "--rdzv-conf", f"is_host=1,{conf}")
-    second = automodel.start(*command, "--rdzv-conf", f"is_host=0,{conf}")
+    first, second = (
+        automodel.start(
+            *command, "--rdzv-conf", f"is_host={is_host},{conf}", "--local-addr", address, prefix=prefix, env=env
+        )
+        for is_host, (prefix, address, env) in zip((1, 0), machines, strict=True)
+    )
     wait_for_step(tmp_path / "run", 7, first, second)
     assert len(workers(first)) == len(workers(second)) == 1
+    os.kill(next(iter(workers(first).values())), signal.SIGKILL)
+    time.sleep(1)
+    wait_for_step(tmp_path / "run", 17, first, second)
     os.kill(next(iter(workers(second).values())), signal.SIGKILL)
     second.kill()
     second.communicate()
-    _, stderr = first.communicate(timeout=300)
+    stdout, stderr = first.communicate(timeout=300)
     assert first.returncode == 0, stderr
+    assert stdout.count("resuming from") == 2
     assert metrics(tmp_path / "run") == pytest.approx(undisturbed, rel=1e-5)

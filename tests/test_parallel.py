@@ -26,8 +26,8 @@ LAYOUTS = {
 def many(automodel):
     """Run `automodel train` in processes of their own and return what it printed."""
 
-    def run(num_processes, *arguments, expect=0):
-        process = automodel.start("train", *arguments, "--nproc-per-node", num_processes)
+    def run(num_processes, *arguments, expect=0, env=None):
+        process = automodel.start("train", *arguments, "--nproc-per-node", num_processes, env=env)
         stdout, stderr = process.communicate(timeout=300)
         assert process.returncode == expect, stderr
         return stdout, stderr
@@ -169,3 +169,33 @@ def test_what_does_not_fit_is_told_once(many, recipe, overrides, message):
     assert stderr.count("error:") == 1
     assert message in stderr
     assert "Traceback" not in stderr
+
+
+BREAKS = """
+import os, torch
+class Breaks(torch.optim.SGD):
+    def __init__(self, params, error: str, lr: float = 0.1):
+        super().__init__(params, lr)
+        self.error = {"value": ValueError("what rank 1 has"), "memory": torch.OutOfMemoryError("out of 80 GiB.")}[error]
+    def step(self, closure=None):
+        if os.environ["RANK"] == "1":
+            raise self.error
+        super().step(closure)
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "tracebacks"),
+    [
+        ("value", "error: rank 1: failed first, by this:", 1),
+        ("memory", "ran out of memory in step 1: out of 80 GiB.", 0),
+    ],
+)
+def test_an_error_of_one_process_is_told_by_it_alone(many, recipe, tmp_path, error, message, tracebacks):
+    (tmp_path / "acme_breaks.py").write_text(BREAKS)
+    recipe.write_text(recipe.read_text().replace("  lr: 1e-2", f"  _target_: acme_breaks.Breaks\n  error: {error}"))
+    words = ("-c", recipe, *GLOBAL, FSDP2, "--allow-target", "acme_breaks")
+    _, stderr = many(2, *words, expect=1, env={"PYTHONPATH": str(tmp_path)})
+    assert stderr.count("error: rank") == 1
+    assert message in stderr
+    assert stderr.count("Traceback") == tracebacks

@@ -61,6 +61,17 @@ def test_the_slurm_script_passes_the_signal_on_and_waits_for_the_run_to_save(lau
     assert (tmp_path / "requeued").read_text() == "requeue 41\n"
 
 
+def test_the_slurm_script_gives_the_code_of_a_run_that_ends_at_once(launch, tmp_path):
+    script = launch("slurm", SLURM, "--print-only", "launcher.cpus_per_task=8").out
+    tool(tmp_path / "bin", "srun", "exit 3")
+    tool(tmp_path / "bin", "scontrol", "sleep 0.2; echo node7")
+    script = script.replace("run=$!", "run=$!; sleep 0.5")  # the run has ended before the script looks for it
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "node[7-8]"}
+    assert subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, timeout=30).returncode == 3
+    assert "srun --kill-on-bad-exit=1 --cpus-per-task=8 automodel" in script
+
+
 def test_slurm_options_stand_where_sbatch_reads_them(launch):
     lines = launch("slurm", SLURM, "--print-only").out.splitlines()
     header = lines[: lines.index("")]
@@ -93,7 +104,8 @@ def test_the_manifest_holds_the_recipe_and_the_elastic_policy(launch, tmp_path):
     worker = job["spec"]["pytorchReplicaSpecs"]["Worker"]
     [container] = worker["template"]["spec"]["containers"]
     assert worker["replicas"] == 4
-    assert container["command"][:6] == ["torchrun", "-m", "automodel", "train", "-c", "/recipe/0-a recipe.yaml"]
+    assert container["command"][:4] == ["automodel", "train", "-c", "/recipe/0-a recipe.yaml"]
+    assert container["command"][-2:] == ["--nproc-per-node", "8"]
     assert "optimizer.lr=1e-3" in container["command"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
     assert {"name": "volume-0", "mountPath": "/data"} in container["volumeMounts"]

@@ -128,7 +128,8 @@ class FSDP2Manager:
         layers = _layers(model)
         for layer in layers:
             fully_shard(layer, **self._sharding)
-        self._module = fully_shard(module, **self._sharding)
+        # the backward pass begins with what the forward pass ended with: freeing it would only fetch it again
+        self._module = fully_shard(module, **{**self._sharding, "reshard_after_forward": False})
         if self._forward_prefetch:
             for layer, following in pairwise(layers):
                 layer.set_modules_to_forward_prefetch([following])

@@ -80,7 +80,7 @@ def apply(model: Any, mesh: DeviceMesh, sequence_parallel: bool) -> None:
 
 
 def _quiet() -> None:
-    """Leave out what torch 2.15 remarks in every process: nobody writes into outputs, and saving gathers in two steps."""
+    """Leave out torch 2.15's remarks in every process: nobody writes into outputs, and saving gathers in two steps."""
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from automodel.errors import AutoModelError, InputError
-from automodel.launch.failures import end_agent, is_lost_connection, is_ours_to_tell, prefix
+from automodel.launch.failures import end_agent, is_lost_connection, is_one_of_many, is_ours_to_tell, prefix
 from automodel.suggest import did_you_mean
 
 VERBS = {
@@ -110,16 +110,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except RuntimeError as error:
-        if not is_lost_connection(error):
-            raise
-        if is_ours_to_tell(error):
-            why = "it was killed, or its machine is gone"
-            print(f"error: {prefix()}lost the connection to another process: {why}", file=sys.stderr, flush=True)
-        return AutoModelError.exit_code
     except BrokenPipeError:  # the reader of our output has gone (`| head`); keep Python from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if not is_one_of_many():
+            raise
+        ours = is_ours_to_tell(error)
+        if ours and not is_lost_connection(error):
+            print(f"error: {prefix()}failed first, by this:", file=sys.stderr, flush=True)
+            raise
+        if ours:
+            why = "it was killed, or its machine is gone"
+            print(f"error: {prefix()}lost the connection to another process: {why}", file=sys.stderr, flush=True)
+        return AutoModelError.exit_code
 
 
 if __name__ == "__main__":

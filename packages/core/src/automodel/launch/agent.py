@@ -28,6 +28,7 @@ _OPTIONS = {
     "--rdzv-endpoint": ("HOST:PORT", "Where machines meet."),
     "--rdzv-id": ("ID", "The same on all machines of a run."),
     "--rdzv-conf": ("KEY=VALUE,...", "Further settings of the rendezvous."),
+    "--local-addr": ("HOST", "This machine's address, where its name does not lead the others to it."),
     "--master-addr": ("HOST", "The first machine, for the static rendezvous."),
     "--master-port": ("PORT", "Its port."),
     "--max-restarts": ("N", "How often processes are started anew when one has died; the run resumes by itself."),
@@ -57,8 +58,13 @@ def launched(words: Sequence[str], options: Mapping[str, str | None]) -> bool:
         WorkersFailedError: the run failed, and the processes have told why.
     """
     given = {f"--{name.replace('_', '-')}": value for name, value in options.items() if value is not None}
-    if not given or "RANK" in os.environ:
+    if not given:
         return False
+    if "RANK" in os.environ:
+        raise InputError(
+            f"{', '.join(given)}: leave it out; torchrun or a scheduler has started this process as one of several "
+            f"already (RANK is {os.environ['RANK']})"
+        )
     nnodes = given.get("--nnodes", "1")
     if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", nnodes):
         raise InputError(f"--nnodes must be a number or MIN:MAX, not {nnodes}")
@@ -129,6 +135,7 @@ def _told(failures: Mapping[int, Any]) -> WorkersFailedError:
     spoken = [failure.exitcode for failure in failures.values() if failure.exitcode > 0]
     by_signal = sorted(
         f"rank {rank} (process {failure.pid}) was killed by {signal.Signals(-failure.exitcode).name}"
+        f"{', as the kernel does when memory runs out' if -failure.exitcode == signal.SIGKILL else ''}"
         for rank, failure in killed.items()
         if -failure.exitcode != signal.SIGTERM or not spoken
     )

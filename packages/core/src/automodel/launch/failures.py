@@ -16,9 +16,14 @@ def remember_store(store: Any) -> None:
     _store = store
 
 
+def is_one_of_many() -> bool:
+    """Whether this is one of several processes of a run."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def prefix() -> str:
     """`rank 2: `, in a run of several processes."""
-    return f"rank {os.environ.get('RANK')}: " if _world_size() > 1 else ""
+    return f"rank {os.environ.get('RANK')}: " if is_one_of_many() else ""
 
 
 def is_ours_to_tell(error: BaseException) -> bool:
@@ -26,7 +31,7 @@ def is_ours_to_tell(error: BaseException) -> bool:
 
     Before the processes have met, they all read the same recipe and have the same errors: the first one tells them.
     """
-    if _world_size() == 1:
+    if not is_one_of_many():
         return True
     if _store is None:
         return os.environ.get("RANK") == "0"
@@ -38,7 +43,7 @@ def is_ours_to_tell(error: BaseException) -> bool:
 
 def is_lost_connection(error: BaseException) -> bool:
     """Whether another process has gone while this one waited for it. Backends tell by their own words only."""
-    return _world_size() > 1 and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _LOST)
+    return is_one_of_many() and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _LOST)
 
 
 def end_agent(exit_code: int) -> None:
@@ -47,7 +52,3 @@ def end_agent(exit_code: int) -> None:
         with open(os.environ["AUTOMODEL_AGENT_EXIT"], "w", encoding="utf-8") as file:  # noqa: PTH123
             file.write(str(exit_code))
         os.kill(int(agent), signal.SIGTERM)
-
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -112,8 +112,8 @@ class Kubernetes:
         container: dict[str, Any] = {
             "name": "pytorch",  # the operator looks for this name
             "image": self.image,
-            # torchrun, since it reads the PET_ variables in which the operator gives rendezvous and sizes
-            "command": ["torchrun", "-m", "automodel", *words],
+            # torchrun's agent in it reads the PET_ variables in which the operator gives rendezvous, pods and restarts
+            "command": ["automodel", *words, "--nproc-per-node", str(max(1, self.gpus_per_node))],
             "resources": {"limits": {name: value for name, value in limits.items() if value is not None}},
             "env": [{"name": name, "value": value} for name, value in (self.env or {}).items()],
             "envFrom": [{"secretRef": {"name": name}} for name in self.secrets or ()],

@@ -91,6 +91,8 @@ class Slurm:
         lines += [f"#SBATCH --{name}" for name in flags]
         lines += ["", "set -uo pipefail", *(self.setup or ())]
         lines += [f"export {name}={shlex.quote(value)}" for name, value in (self.env or {}).items()]
+        # srun does not take this over from sbatch since Slurm 22.05
+        cores = "" if self.cpus_per_task is None else f"--cpus-per-task={self.cpus_per_task} "
         lines += [
             "",
             "# the nodes meet at the first one, at a port that other jobs on it do not have",
@@ -100,11 +102,12 @@ class Slurm:
             "# Slurm tells this shell when time is nearly up or the job is preempted; the run is told, saves and ends",
             "trap 'kill -USR1 \"$run\" 2>/dev/null' USR1",
             "trap 'kill -TERM \"$run\" 2>/dev/null' TERM",
-            f"srun --kill-on-bad-exit=1 automodel {shlex.join(words)} \\",
+            f"srun --kill-on-bad-exit=1 {cores}automodel {shlex.join(words)} \\",
             '  --rdzv-endpoint "$endpoint" --rdzv-id "$SLURM_JOB_ID" &',
             "run=$!",
-            "# wait returns when a signal comes, and then waits again for the run itself",
-            'while kill -0 "$run" 2>/dev/null; do wait "$run"; code=$?; done',
+            "# wait returns when a signal comes, too, while the run is still saving",
+            'while kill -0 "$run" 2>/dev/null; do wait "$run"; done',
+            'wait "$run"; code=$?',
             'echo "automodel ended with exit code $code"',
         ]
         if self.requeue:

@@ -17,7 +17,7 @@ from automodel.checkpoint.checkpointer import Checkpointer
 from automodel.checkpoint.manifest import read_manifest
 from automodel.checkpoint.state import load_state
 from automodel.environment import versions
-from automodel.errors import InputError
+from automodel.errors import InputError, RunError
 from automodel.notices import notice, strictness
 from automodel.parallel.groups import by_first
 from automodel.parallel.process_group import is_first
@@ -102,6 +102,8 @@ def _run(recipe: Recipe, resume: str, device: torch.device) -> TrainResult:
                 fit(parts)
             except BaseException as error:  # loggers should see ctrl-c as well
                 parts.hooks.exception(error=error, run=parts.run)
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise RunError(_out_of_memory(parts, error)) from error
                 raise
             finally:
                 parts.hooks.fit_end(run=parts.run)
@@ -170,6 +172,14 @@ def _changes(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
         return
     for key in before.keys() | after.keys():
         yield from _changes(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else str(key))
+
+
+def _out_of_memory(parts: Parts, error: Exception) -> str:
+    return (
+        f"{parts.device} ran out of memory in step {parts.progress.step + 1}: {str(error).splitlines()[0]} A smaller "
+        "dataloader.batch_size with more step_scheduler.grad_acc_steps, training.activation_checkpointing: true or "
+        "distributed: {_target_: fsdp2} need less; `automodel plan` says how much"
+    )
 
 
 def _describe_run(parts: Parts) -> None:
