@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 from automodel import InputError
@@ -45,7 +44,9 @@ class Replicated(ParallelStyle):
 
 
 _COLWISE = {"colwise", "colwise_rep", "colwise_gather_output"}
-_ROWWISE = {"rowwise", "rowwise_rep"}
+_ROWWISE = {"rowwise", "rowwise_rep", "rowwise_split_input"}
+_OTHERS = {"embedding_rowwise", "replicated_with_grad_allreduce"}
+"""transformers' names of styles (its integrations/tensor_parallel.py), old and new."""
 
 
 def apply(model: Any, mesh: DeviceMesh, sequence_parallel: bool) -> None:
@@ -60,23 +61,28 @@ def apply(model: Any, mesh: DeviceMesh, sequence_parallel: bool) -> None:
     tied = _tied(model)
     in_layers = _sequence_layout(model, mesh) if sequence_parallel else {}
     adapted = [name for name, module in model.named_modules() if hasattr(module, "base_layer")]
-    if adapted and sequence_parallel:
-        # measured: gradients of adapters come out wrong (the loss differs by 1e-2 after 30 steps; without, by 3e-8)
-        raise InputError("sequence_parallel does not go with adapters (peft); leave it out, tp_size alone does")
     for name, module in list(model.named_modules()):
         if any(name.startswith(f"{outer}.") for outer in adapted):
             continue
         style = _style(name, plan)
         if name in adapted:
-            _share_adapter(name, module, style, mesh)
+            _share_adapter(name, module, style, mesh, sequence_parallel)
         elif name in in_layers:
-            parallelize_module(module, mesh, in_layers[name])
+            _parallelize(module, mesh, in_layers[name])
         elif style is not None:
-            parallelize_module(module, mesh, _linear(style, sequence_parallel)())
+            _parallelize(module, mesh, _shared(style, sequence_parallel))
         elif next(module.parameters(recurse=False), None) is not None:
-            parallelize_module(module, mesh, Replicated())
+            _parallelize(module, mesh, Replicated())
     for (owner, key), (other, other_key) in tied:
         setattr(owner, key, getattr(other, other_key))
+
+
+def _parallelize(module: nn.Module, mesh: DeviceMesh, style: ParallelStyle) -> None:
+    """Let a module have a style; what is frozen stays so, which torch 2.15's SequenceParallel forgets."""
+    trains = {name: parameter.requires_grad for name, parameter in module.named_parameters(recurse=False)}
+    parallelize_module(module, mesh, style)
+    for name, parameter in module.named_parameters(recurse=False):
+        parameter.requires_grad_(trains[name])
 
 
 def _quiet() -> None:
@@ -89,7 +95,7 @@ def _plan(model: Any) -> dict[str, str]:
     plan: dict[str, str] = dict(model.tp_plan or {}) if hasattr(model, "tp_plan") else {}
     if not plan:
         raise InputError(f"transformers has no tensor-parallel plan for {type(model).__name__}; use tp_size: 1")
-    if unknown := sorted(set(plan.values()) - _COLWISE - _ROWWISE - {"embedding_rowwise"}):
+    if unknown := sorted(set(plan.values()) - _COLWISE - _ROWWISE - _OTHERS):
         raise InputError(
             f"tensor parallelism of {type(model).__name__} needs {', '.join(unknown)}, which is not supported here"
         )
@@ -108,33 +114,38 @@ def _style(name: str, plan: dict[str, str]) -> str | None:
     return plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))
 
 
-def _linear(style: str, sequence_parallel: bool) -> Callable[[], ParallelStyle]:
-    if style == "colwise":
-        return ColwiseParallel
+def _shared(style: str, sequence_parallel: bool) -> ParallelStyle:
+    """torch's style for one of transformers'; rows' outputs are shared along the sequence with `sequence_parallel`."""
+    match style:
+        case "colwise":
+            return ColwiseParallel()
+        case "embedding_rowwise":
+            return RowwiseParallel(input_layouts=Replicate())
+        case "replicated_with_grad_allreduce":
+            # a norm of each head: the heads of other processes are other positions to it
+            return SequenceParallel(use_local_output=True)
     if style in _COLWISE:
-        return lambda: ColwiseParallel(output_layouts=Replicate())
-    if style == "embedding_rowwise":
-        return lambda: RowwiseParallel(input_layouts=Replicate())
-    return lambda: RowwiseParallel(output_layouts=Shard(1) if sequence_parallel else Replicate())
+        return ColwiseParallel(output_layouts=Replicate())
+    given = Replicate() if style == "rowwise_split_input" else Shard(-1)
+    return RowwiseParallel(input_layouts=given, output_layouts=Shard(1) if sequence_parallel else Replicate())
 
 
-def _share_adapter(name: str, module: Any, style: str | None, mesh: DeviceMesh) -> None:
+def _share_adapter(name: str, module: Any, style: str | None, mesh: DeviceMesh, sequence_parallel: bool) -> None:
     """Share a LoRA layer: the base by the plan; of A and B the one that lies on the shared side likewise."""
     adapters = [(module.lora_A[key], module.lora_B[key]) for key in module.lora_A]
     if not adapters or not isinstance(module.base_layer, nn.Linear):
         raise InputError(f"tensor parallelism takes adapters on linear layers only, not on {name}; use tp_size: 1")
-    base: ParallelStyle = Replicated() if style is None else _linear(style, False)()
-    parallelize_module(module.base_layer, mesh, base)
+    _parallelize(module.base_layer, mesh, Replicated() if style is None else _shared(style, sequence_parallel))
+    before: ParallelStyle = Replicated()
+    after: ParallelStyle = Replicated()
+    if style in _COLWISE:
+        after = _shared(style, sequence_parallel)
+    elif style in _ROWWISE:
+        before = _shared(style, sequence_parallel)
+        after = SequenceParallel(use_local_output=True) if sequence_parallel else after
     for down, up in adapters:
-        if style in _COLWISE:
-            parallelize_module(down, mesh, Replicated())
-            parallelize_module(up, mesh, _linear(style, False)())
-        elif style in _ROWWISE:
-            parallelize_module(down, mesh, RowwiseParallel())
-            parallelize_module(up, mesh, Replicated())
-        else:
-            parallelize_module(down, mesh, Replicated())
-            parallelize_module(up, mesh, Replicated())
+        _parallelize(down, mesh, before)
+        _parallelize(up, mesh, after)
 
 
 def _sequence_layout(model: Any, mesh: DeviceMesh) -> dict[str, ParallelStyle]:
@@ -148,8 +159,8 @@ def _sequence_layout(model: Any, mesh: DeviceMesh) -> dict[str, ParallelStyle]:
     layers = [name for name in names if re.fullmatch(r"(.*\.)?layers\.\d+", name)]
     norms = ("input_layernorm", "post_attention_layernorm")
     root = layers[0].rpartition("layers.")[0] if layers else ""
-    expected = [f"{layer}.{part}" for layer in layers for part in (*norms, "self_attn", "mlp")] + [f"{root}norm"]
-    if not layers or any(name not in names for name in expected):
+    parts = {frozenset(name for name, _ in names[layer].named_children()) for layer in layers}
+    if parts != {frozenset((*norms, "self_attn", "mlp"))} or f"{root}norm" not in names:
         raise InputError(f"sequence_parallel is for models built like Llama, which {type(model).__name__} is not")
     for layer in layers:
         for norm in norms:
