@@ -39,13 +39,12 @@ def tensors(directory):
     return {name: value for file in directory.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
-FAST = {("ddp", ()), ("fsdp2", LORA), ("fsdp2-tp", LORA), ("sequence", ()), ("cp", ())}
+FAST = {("ddp", ()), ("fsdp2", LORA), ("fsdp2-tp", LORA), ("sequence", LORA), ("cp", ())}
 CASES = [
     pytest.param(name, peft, id=f"{name}-{'lora' if peft else 'full'}", marks=() if fast else pytest.mark.slow)
     for name in LAYOUTS
     for peft in ((), LORA)
     for fast in [(name, peft) in FAST]
-    if (name, peft) != ("sequence", LORA)
 ]
 
 
@@ -153,14 +152,7 @@ def test_the_real_model_is_read_in_parts_and_trains_as_in_one_process(automodel,
     ("overrides", "message"),
     [
         (("distributed.dp_size=3",), "dp_size 3 x tp_size 1 x cp_size 1 is not the 2 processes"),
-        (("distributed.tp_size=4",), "tp_size 4 x cp_size 1 does not divide the 2 processes"),
-        (("distributed.dp_replicate_size=5",), "dp_replicate_size 5 does not divide"),
-        (("distributed.tp_size=2", "model.config.num_key_value_heads=1"), "does not divide the model's num_key_value"),
         (("step_scheduler.global_batch_size=3", "step_scheduler.grad_acc_steps=null"), "global_batch_size: 3"),
-        (
-            (*LORA, "distributed.tp_size=2", "distributed.sequence_parallel=true"),
-            "sequence_parallel does not go with adapters",
-        ),
         (("peft._target_=lora", "peft.use_dora=true"), "use_dora needs the model's own weights"),
     ],
 )

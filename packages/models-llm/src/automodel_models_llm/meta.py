@@ -39,12 +39,14 @@ def meta_model(config: Any, dtype: str, attention: str, trust_remote_code: bool)
 def fresh_buffers(module: nn.Module) -> None:
     """Compute the buffers that no checkpoint holds, such as rotary frequencies.
 
-    transformers 5 has no public call for it: `_init_weights` is what each of its models overrides to do so.
-    test_sharded_weights.py tells when that changes.
+    transformers 5 has no public call for it: `_init_weights` is what each of its models overrides to do so, and it
+    leaves out parameters with the mark (5.23). test_meta.py tells when that changes.
     """
     model: Any = module
     for part in module.modules():
         if part._non_persistent_buffers_set:
+            for parameter in part.parameters(recurse=False):
+                parameter._is_hf_initialized = True  # type: ignore[attr-defined]
             model._init_weights(part)
 
 

@@ -97,7 +97,7 @@ def estimate(recipe: Recipe, world_size: int, sequence_length: int) -> Plan:
 @contextmanager
 def fake_processes(world_size: int) -> Iterator[None]:
     """A process group of so many processes of which only this one, the first, exists."""
-    # private, and what torch's own tests use (torch 2.15); test_estimate.py tells when it goes
+    # private, and what torch's own tests use (torch 2.15); tests/test_plan.py tells when it goes
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if world_size == 1:

@@ -1,0 +1,62 @@
+"""Models that are made without values and filled afterwards are those that are loaded whole."""
+
+import pytest
+import torch
+from automodel.parallel.weights import give_memory, parameter_slots
+from automodel_models_llm.causal_lm import from_config, from_pretrained
+
+CPU = torch.device("cpu")
+MODELS = ["llama", "qwen3", "gemma3_text", "gpt2", "mixtral"]
+
+
+def source(model_type, tokenizer):
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_local_experts": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 2}
+    gpt2 = {"n_embd": 32, "n_layer": 2, "n_head": 4}
+    settings = gpt2 if model_type == "gpt2" else {**small, **heads}
+    return from_config({"model_type": model_type, **settings}, tokenizer=tokenizer)
+
+
+def loaded_whole(source):
+    torch.manual_seed(1)
+    return source.load_module(CPU)
+
+
+def filled(source):
+    module = source.empty_module(CPU)
+    assert all(parameter.is_meta for parameter in module.parameters())
+    slots = parameter_slots(module)
+    give_memory(module, CPU)
+    torch.manual_seed(1)
+    source.load_weights(module, {name: getattr(owner, key) for name, (owner, key) in slots.items()})
+    return module
+
+
+def tensors(module):
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def assert_equal(one, other):
+    ours, theirs = tensors(one), tensors(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value), name
+    ids = torch.arange(12)[None]
+    assert torch.equal(one.eval()(input_ids=ids).logits, other.eval()(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_random_weights_are_the_same_with_and_without_meta(smollm_tokenizer, model_type):
+    one = source(model_type, smollm_tokenizer.name_or_path)
+    assert_equal(filled(one), loaded_whole(one))
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_directory_is_read_in_parts_as_transformers_reads_it(smollm_tokenizer, tmp_path, model_type, dtype):
+    loaded_whole(source(model_type, smollm_tokenizer.name_or_path)).save_pretrained(tmp_path)
+    smollm_tokenizer.save_pretrained(tmp_path)
+    one = from_pretrained(str(tmp_path), torch_dtype=dtype)
+    module = filled(one)
+    assert module.dtype == getattr(torch, dtype)
+    assert_equal(module, loaded_whole(one))
