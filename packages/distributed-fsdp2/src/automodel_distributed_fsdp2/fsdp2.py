@@ -34,8 +34,8 @@ class FSDP2Manager:
         dp_replicate_size: groups that hold a copy each; null is 1, with hybrid_shard the number of machines.
         tp_size: processes that share each linear layer, by the plan that transformers has for the model.
         cp_size: processes that share the positions of each sample.
-        sequence_parallel: with tp_size, norms and residuals are shared along the sequence as well; for models whose layers
-            are built like Llama's.
+        sequence_parallel: with tp_size, norms and residuals are shared along the sequence as well; for models whose
+            layers are built like Llama's.
         mixed_precision: compute in bfloat16 and average gradients in float32, whatever the parameters' data type;
             false computes in the model's.
         reshard_after_forward: free a layer's whole parameters after its forward pass; null does as sharding_strategy
