@@ -1,8 +1,9 @@
-"""Bytes of parameters, gradients and optimizer state per process of FSDP2, on 1 and 4 processes.
+"""Bytes of parameters, gradients and optimizer state per process of FSDP2, on 1 and 4 processes, and as planned.
 
 uv run python benchmarks/sharded_memory.py
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -65,6 +66,16 @@ def held(directory, num_processes):
     return [int(word) for word in line.split()[1:]]
 
 
+def planned(directory, num_processes):
+    """The same by `automodel plan`."""
+    command = [sys.executable, "-m", "automodel", "plan", "-c", "recipe.yaml", "--seq-length", "64", "--json"]
+    command += ["--world-size", str(num_processes)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=True)
+    plan = json.loads(done.stdout)
+    return [plan["parameters"], plan["gradients"], plan["optimizer"]]
+
+
 def main():
     """Print a table."""
     data = Path(__file__).parent.parent / "examples" / "data" / "countries" / "train.jsonl"
@@ -72,10 +83,11 @@ def main():
         directory = Path(temporary)
         (directory / "recipe.yaml").write_text(RECIPE.replace("DATA", str(data)))
         (directory / "worker.py").write_text(WORKER)
-        one, four = held(directory, 1), held(directory, 4)
-    print("| bytes of | 1 process, MB | 4 processes, MB each | ratio |\n|---|---|---|---|")
-    for name, alone, shared in zip(("parameters", "gradients", "optimizer state"), one, four, strict=True):
-        print(f"| {name} | {alone / 1e6:.1f} | {shared / 1e6:.1f} | {shared / alone:.3f} |")
+        one, four, plan = held(directory, 1), held(directory, 4), planned(directory, 4)
+    print("| bytes of | 1 process, MB | 4 processes, MB each | ratio | planned for 4 |\n|---|---|---|---|---|")
+    for name, *row in zip(("parameters", "gradients", "optimizer state"), one, four, plan, strict=True):
+        alone, shared, expected = row
+        print(f"| {name} | {alone / 1e6:.1f} | {shared / 1e6:.1f} | {shared / alone:.3f} | {expected / 1e6:.1f} |")
 
 
 if __name__ == "__main__":

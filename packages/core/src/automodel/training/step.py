@@ -58,7 +58,7 @@ def train_step(
     num_label_tokens, num_tokens = summed(torch.tensor([num_label_tokens, num_tokens]), dp_group).tolist()
     if not num_label_tokens:
         raise InputError("every label of a whole batch is masked (-100): there is nothing to learn from it")
-    loss_sum = 0.0
+    losses = []
     num_averaged = group_size(dp_group) * group_size(cp_group)  # gradients are averaged, and their sum is wanted
     for number, batch in enumerate(micro_batches, start=1):
         on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
@@ -67,8 +67,9 @@ def train_step(
                 logits_NV, targets_N, _ = label_logits(module, on_device, parallelism)
                 loss = loss_fn(logits_NV, targets_N)
             (loss * (num_averaged / num_label_tokens)).backward()
-        loss_sum += loss.item()
-    loss_sum = float(summed(torch.tensor(loss_sum, dtype=torch.float64), cp_group, dp_group))
+        losses.append(loss.detach())  # reading it here would make an accelerator wait for each micro-batch
+    own_loss_sum = torch.tensor(sum(loss.item() for loss in losses), dtype=torch.float64)
+    loss_sum = float(summed(own_loss_sum, cp_group, dp_group))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = clip_grad_norm(parameters, options.max_grad_norm or math.inf)
     finite = math.isfinite(loss_sum) and math.isfinite(norm)
