@@ -44,6 +44,25 @@ def test_the_production_recipes_run_unchanged(automodel, model_directory, data, 
         assert sum(line.startswith("note: ") and fallback in line for line in stderr.splitlines()) == 1, stderr
 
 
+@pytest.mark.parametrize("name", ["distributed_training", "distributed_training_no_peft"])
+def test_the_distributed_recipes_run_in_four_processes_given_a_model_and_data(
+    automodel, model_directory, data, tmp_path, name
+):
+    recipe = EXAMPLES / f"{name}.yaml"
+    assert "the section `dataset` is missing" in automodel("finetune", "llm", "-c", recipe, expect=2).stderr
+    (tmp_path / "data.yaml").write_text(f"dataset: {{_target_: text-instruction, data_path: {data}/train.jsonl}}\n")
+    process = automodel.start(
+        *("finetune", "llm", "-c", recipe, "-c", "data.yaml", "step_scheduler.max_steps=2", "--nproc-per-node", 4),
+        *("--model.pretrained_model_name_or_path", model_directory),
+    )
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    model = tmp_path / "checkpoints" / "step_2" / "model"
+    adapted = (model / "adapter_model.safetensors").exists()
+    assert adapted == (name == "distributed_training")
+    assert adapted or len(list(model.glob("model-*-of-00004.safetensors"))) == 4
+
+
 def test_the_quick_start_trains_the_real_model(automodel, tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_PATH", str(EXAMPLES / "data" / "countries"))
     automodel(
