@@ -148,6 +148,24 @@ def test_the_real_model_is_read_in_parts_and_trains_as_in_one_process(automodel,
     assert metrics(tmp_path / "run") == pytest.approx(metrics(tmp_path / "one"), rel=1e-5)
 
 
+def test_evaluation_in_many_processes_is_told_once_and_is_that_of_one(automodel, recipe, data, tmp_path):
+    validation = ("validation_dataset._target_=text-instruction", f"validation_dataset.data_path={data}/train.jsonl")
+    command = ("evaluate", "-c", recipe, *validation, "dataloader.batch_size=3")
+    alone = json.loads(automodel(*command).stdout)
+    process = automodel.start(*command, FSDP2, "--nproc-per-node", 2)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert json.loads(stdout) == pytest.approx(alone, rel=1e-5)
+    assert alone["val_rows"] == 40
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_many_processes_is_told_once(many, recipe, tmp_path):
+    stdout, _ = many(2, "-c", recipe, FSDP2, "--dry-run")
+    assert stdout.count("processes    2, 2 of them with different samples") == 1
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -44,11 +44,12 @@ def train(
         return
     with strictness(strict):
         if dry_run:
-            from automodel.training.dry_run import (
-                dry_run as show,
-            )  # imports torch, after the recipe is known to be good
+            # these import torch, after the recipe is known to be good
+            from automodel.parallel.process_group import is_first
+            from automodel.training.dry_run import dry_run as show
 
-            if text := show(recipe, resume):
+            text = show(recipe, resume)
+            if is_first():
                 click.echo(text)
         else:
             from automodel.training.train import run_recipe  # likewise

@@ -9,7 +9,8 @@ from typing import Any
 from automodel import plugins
 from automodel.checkpoint.checkpointer import Checkpointer
 from automodel.interfaces import Batch
-from automodel.parallel.groups import by_first
+from automodel.parallel.groups import by_first, group_size
+from automodel.parallel.process_group import world_size
 from automodel.recipe import Recipe
 from automodel.training.build import build, build_data, build_parts, processes
 from automodel.training.collate import IGNORED_LABEL
@@ -26,6 +27,7 @@ def dry_run(recipe: Recipe, resume: str = "auto") -> str:
         data = build_data(recipe, device)
         parts = build_parts(recipe, data, checkpointer, plugins.installed().manager, device)
         start = by_first(lambda: checkpointer.find(resume))
+        num_shares = group_size(parts.parallelism.dp_group)
     batch = next(iter(data.loader.micro_batches(epoch=0, start=0)))
     samples_per_step = data.loader.samples_per_turn * parts.micro_batches_per_step
     return "\n".join(
@@ -33,6 +35,7 @@ def dry_run(recipe: Recipe, resume: str = "auto") -> str:
             f"model        {parts.run.name}: {parts.run.num_trainable_parameters:,} of "
             f"{parts.run.num_parameters:,} parameters train, on {parts.device}",
             f"optimizer    {type(parts.optimizer).__name__}, lr {parts.optimizer.defaults['lr']}",
+            f"processes    {world_size()}, {num_shares} of them with different samples",
             f"steps        {parts.num_steps or 'until the data ends'}, {samples_per_step} samples each "
             f"({parts.micro_batches_per_step} micro-batches)",
             f"checkpoints  {checkpointer.directory if checkpointer.enabled else 'none'}",
