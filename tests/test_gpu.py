@@ -4,7 +4,7 @@ import pytest
 import torch
 from support import metrics
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 FSDP2 = "distributed._target_=fsdp2"
 TENSOR = (FSDP2, "distributed.tp_size=2", "distributed.sequence_parallel=true")
 CONTEXT = (FSDP2, "distributed.cp_size=2")
