@@ -161,3 +161,33 @@ def test_two_machines_lose_a_process_then_one_of_them_and_end_the_run_the_same(
     assert first.returncode == 0, stderr
     assert stdout.count("resuming from") == 2
     assert metrics(tmp_path / "run") == pytest.approx(undisturbed, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_machines_that_do_not_share_the_directory_of_checkpoints_are_told_so(automodel, recipe, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "elsewhere").mkdir()
+    commands = [
+        (
+            "--nnodes",
+            2,
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            f"127.0.0.1:{port}",
+            "--rdzv-conf",
+            f"is_host={host}",
+        )
+        for host in (1, 0)
+    ]
+    places = [tmp_path / "run", tmp_path / "elsewhere" / "run"]
+    agents = [
+        automodel.start("train", "-c", recipe, *words, f"checkpoint.checkpoint_dir={place}")
+        for words, place in zip(commands, places, strict=True)
+    ]
+    told = [agent.communicate(timeout=120)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [2, 2], told
+    assert "".join(told).count("is not the same directory on all machines (rank 1 does not see that of rank 0)") == 1
+    assert not any(place.exists() for place in places)

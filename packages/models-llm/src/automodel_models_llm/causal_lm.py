@@ -14,6 +14,7 @@ from automodel.suggest import did_you_mean
 from automodel_models_llm.gguf_files import converted_tokenizer, load_gguf
 from automodel_models_llm.locations import Location, locate, unreachable
 from automodel_models_llm.options import apply_liger, check_attention, dtype_name, usable_attention
+from automodel_models_llm.saving import save_where_called
 from automodel_models_llm.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -356,15 +357,10 @@ def _ready(module: Any, device: torch.device, use_liger_kernel: bool) -> torch.n
             "the model is in float16, for which there is no loss scaling here: small gradients, and the eps of AdamW, "
             "become 0; torch_dtype: bfloat16 is safer"
         )
-    # transformers 5.23 writes in the first process only, whatever is_main_process says; here each writes a part
-    module.should_save_on_this_rank = _as_told
+    save_where_called(module)
     if use_liger_kernel:
         apply_liger(module, device)
     return module if module.device.type == "meta" else module.to(device)
-
-
-def _as_told(is_main_process: bool) -> bool:
-    return is_main_process
 
 
 def _quiet_unless_terminal() -> None:

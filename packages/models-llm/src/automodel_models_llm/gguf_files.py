@@ -11,6 +11,7 @@ from automodel import InputError
 from automodel.notices import notice
 
 from automodel_models_llm.cache import cache_directory, one_at_a_time, publish
+from automodel_models_llm.saving import save_where_called
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +52,7 @@ def load_gguf(gguf: Path, dtype: str, attention: str) -> torch.nn.Module:
                 return _load_directory(ready, dtype, attention)
         shutil.rmtree(target, ignore_errors=True)
         module = _dequantise(gguf, dtype, attention)
+        save_where_called(module)
         if sum(tensor.nbytes for tensor in module.parameters()) <= MAX_CACHED_BYTES:
             try:
                 with publish(target) as directory:
@@ -66,10 +68,15 @@ def converted_model(gguf: Path, dtype: str) -> Path | None:
     Raises:
         InputError: as `load_gguf`.
     """
-    kept = (_cached(gguf, dtype), _cached(gguf, "float32"))
-    if not any((path / "config.json").is_file() for path in kept):
+    if kept_model(gguf, dtype) is None:
         load_gguf(gguf, dtype, "sdpa")
-    return next((path for path in kept if (path / "config.json").is_file()), None)
+    return kept_model(gguf, dtype)
+
+
+def kept_model(gguf: Path, dtype: str) -> Path | None:
+    """The directory of the file's dequantised weights, if it has been made."""
+    candidates = (_cached(gguf, dtype), _cached(gguf, "float32"))
+    return next((path for path in candidates if (path / "config.json").is_file()), None)
 
 
 def _cached(gguf: Path, what: str) -> Path:

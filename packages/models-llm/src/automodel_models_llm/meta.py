@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import transformers
 from automodel import InputError
-from automodel.parallel.groups import by_first
-from automodel.parallel.process_group import is_first
+from automodel.parallel.groups import wait_for_all
+from automodel.parallel.process_group import is_first, local_rank
 from automodel.parallel.weights import broadcast_weights, read_safetensors
 from torch import Tensor, nn
 
-from automodel_models_llm.gguf_files import converted_model
+from automodel_models_llm.gguf_files import converted_model, kept_model
 from automodel_models_llm.locations import Location, unreachable
 
 
@@ -69,8 +69,14 @@ def weights_directory(location: Location, revision: str | None, cache_dir: str |
 
 
 def conversion(gguf: Path, dtype: str) -> Path | None:
-    """The directory with a GGUF file's weights in safetensors, made by the first process; None if it is not kept."""
-    return by_first(lambda: converted_model(gguf, dtype))
+    """The directory with a GGUF file's weights in safetensors, made by the first process of each machine.
+
+    None if it is not kept.
+    """
+    if local_rank() == 0:
+        converted_model(gguf, dtype)
+    wait_for_all()
+    return kept_model(gguf, dtype)
 
 
 def fill_from_directory(tensors: Mapping[str, Tensor], directory: Path) -> bool:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,11 +16,13 @@ from pathlib import Path
 from automodel.checkpoint import manifest
 from automodel.errors import InputError, RunError
 from automodel.notices import notice
-from automodel.parallel.groups import wait_for_all
+from automodel.parallel.groups import by_first, gathered, wait_for_all
 from automodel.parallel.process_group import is_first
 
 _STEP = re.compile(r"step_(\d+)")
 _INCOMPLETE = ".incomplete"
+_SECONDS_TO_SEE = 20
+"""For so long a network file system may not show what another machine has written."""
 
 
 def checkpoints(run_directory: Path) -> list[tuple[int, Path]]:
@@ -137,6 +140,24 @@ def exclusive(run_directory: Path) -> Iterator[None]:
                 lock.unlink()
                 for path in made:
                     path.rmdir()
+
+
+def require_shared(run_directory: Path) -> None:
+    """Check that all processes see the directory that the first one holds by `exclusive`.
+
+    Raises:
+        InputError: some do not: on another machine it is another directory. All processes raise it.
+    """
+    lock = run_directory / ".lock"
+    holder = by_first(lambda: lock.read_text(encoding="utf-8"))
+    give_up = time.monotonic() + _SECONDS_TO_SEE
+    while not (seen := lock.is_file() and lock.read_text(encoding="utf-8") == holder) and time.monotonic() < give_up:
+        time.sleep(0.5)
+    if blind := [str(rank) for rank, sees in enumerate(gathered(seen)) if not sees]:
+        raise InputError(
+            f"checkpoint.checkpoint_dir: {run_directory} is not the same directory on all machines (rank "
+            f"{', '.join(blind)} does not see that of rank 0); choose one on a file system that all of them share"
+        )
 
 
 @cache

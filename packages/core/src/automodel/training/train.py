@@ -88,6 +88,7 @@ def _run(recipe: Recipe, resume: str, device: torch.device) -> TrainResult:
     data = build_data(recipe, device)
     manager = plugins.installed().manager
     with directory.exclusive(checkpointer.directory) if is_first() else nullcontext():
+        directory.require_shared(checkpointer.directory)
         start = by_first(lambda: checkpointer.find(resume))
         parts = build_parts(recipe, data, checkpointer, manager, device)
         if start is not None:
