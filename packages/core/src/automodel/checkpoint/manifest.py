@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ FORMAT = 1
 
 def write_manifest(directory: Path, about: dict[str, Any]) -> None:
     """Write `manifest.json` for all files below `directory`, with `about` beside them."""
-    files = {
-        path.relative_to(directory).as_posix(): {"size": path.stat().st_size, "sha256": checksum(path)}
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    with ThreadPoolExecutor() as threads:  # hashing lets other threads run; a large model has hundreds of files
+        files = {
+            path.relative_to(directory).as_posix(): {"size": path.stat().st_size, "sha256": digest}
+            for path, digest in zip(paths, threads.map(checksum, paths), strict=True)
+        }
     manifest = {"format": FORMAT, **about, "files": files}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
@@ -42,8 +44,9 @@ def problems(directory: Path) -> list[str]:
         expected = {name: (int(file["size"]), str(file["sha256"])) for name, file in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"]
-    found = (_problem(directory, name, size, digest) for name, (size, digest) in expected.items())
-    return [problem for problem in found if problem]
+    with ThreadPoolExecutor() as threads:
+        found = threads.map(lambda name: _problem(directory, name, *expected[name]), expected)
+        return [problem for problem in found if problem]
 
 
 def _problem(directory: Path, name: str, size: int, digest: str) -> str | None:
