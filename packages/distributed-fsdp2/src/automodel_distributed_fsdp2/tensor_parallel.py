@@ -12,6 +12,7 @@ import warnings
 from typing import Any
 
 from automodel import InputError
+from automodel.parallel.weights import tied_places
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
@@ -58,7 +59,7 @@ def apply(model: Any, mesh: DeviceMesh, sequence_parallel: bool) -> None:
     _quiet()
     plan = _plan(model)
     _check_heads(model, mesh.size())
-    tied = _tied(model)
+    tied = tied_places(model)
     in_layers = _sequence_layout(model, mesh) if sequence_parallel else {}
     adapted = [name for name, module in model.named_modules() if hasattr(module, "base_layer")]
     for name, module in list(model.named_modules()):
@@ -192,15 +193,3 @@ class _GatheredNorm(SequenceParallel):
             lambda part, inputs, output: output.redistribute(placements=[Replicate()]).to_local()
         )
         return shared
-
-
-def _tied(model: nn.Module) -> list[tuple[tuple[nn.Module, str], tuple[nn.Module, str]]]:
-    """Places of one parameter, each with the first place of it: sharing makes new parameters and would part them."""
-    first: dict[int, tuple[nn.Module, str]] = {}
-    pairs = []
-    for module in model.modules():
-        for key, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in first:
-                pairs.append(((module, key), first[id(parameter)]))
-            first.setdefault(id(parameter), (module, key))
-    return pairs

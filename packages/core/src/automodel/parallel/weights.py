@@ -10,10 +10,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-Slots = dict[str, tuple[nn.Module, str]]
+Place = tuple[nn.Module, str]
+"""Where a parameter lies: its owner and attribute."""
 
 
-def parameter_slots(module: nn.Module) -> Slots:
+def parameter_slots(module: nn.Module) -> dict[str, Place]:
     """Where each parameter (tied ones once) and persistent buffer lies: by name, its owner and attribute.
 
     Owners stay when parameters are replaced by parts of them, so the slots find what a name stands for afterwards.
@@ -37,15 +38,15 @@ def give_memory(module: nn.Module, device: torch.device) -> None:
             return tensor
         return made.setdefault(id(tensor), torch.empty_like(tensor, device=device))
 
-    tied = _tied(module)
+    tied = tied_places(module)
     module._apply(filled)
     for (owner, key), (first, first_key) in tied:
         owner.register_parameter(key, getattr(first, first_key))
 
 
-def _tied(module: nn.Module) -> list[tuple[tuple[nn.Module, str], tuple[nn.Module, str]]]:
-    """Further places of one parameter, each with its first place."""
-    first: dict[int, tuple[nn.Module, str]] = {}
+def tied_places(module: nn.Module) -> list[tuple[Place, Place]]:
+    """Further places of parameters that have several, each with the first one, to tie them again after a change."""
+    first: dict[int, Place] = {}
     pairs = []
     for owner in module.modules():
         for key, parameter in owner.named_parameters(recurse=False):
