@@ -122,6 +122,10 @@ class Parallelism(Protocol):
         If so, the model is made on the meta device, and each process reads only its part of the weights.
         """
 
+    @property
+    def parameter_device(self) -> torch.device:
+        """Where parameters lie between uses: this process's device, or the CPU if they are offloaded."""
+
     def parallelize(self, module: nn.Module) -> nn.Module:
         """Lay out the model, in place, and return what is called in the forward pass.
 

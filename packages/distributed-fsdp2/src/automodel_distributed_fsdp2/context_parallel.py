@@ -21,6 +21,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 NAME = "automodel_context_parallel"
 IGNORED_LABEL = -100
+_INSTEAD = "use cp_size: 1"
 
 
 def apply(model: Any, mesh: DeviceMesh) -> None:
@@ -36,8 +37,10 @@ def apply(model: Any, mesh: DeviceMesh) -> None:
     if kinds != {"full_attention"} or (getattr(config, "sliding_window", None) and not hasattr(config, "layer_types")):
         raise InputError(
             f"context parallelism is for full causal attention, and {type(model).__name__} has "
-            f"{', '.join(sorted(kinds - {'full_attention'})) or 'a sliding window'}; use cp_size: 1"
+            f"{', '.join(sorted(kinds - {'full_attention'})) or 'a sliding window'}; {_INSTEAD}"
         )
+
+    num_calls = 0
 
     def attention(
         module: Any,
@@ -49,11 +52,26 @@ def apply(model: Any, mesh: DeviceMesh) -> None:
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
+        nonlocal num_calls
+        num_calls += 1
+        if unknown := [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]:
+            raise InputError(f"context parallelism knows no {', '.join(unknown)} of {type(model).__name__}; {_INSTEAD}")
         pieces = attend(query_BHLD, key_BHLD, value_BHLD, mesh, scaling, dropout)
         return pieces.transpose(1, 2).contiguous(), None
 
+    def check(*_: Any) -> None:
+        if num_calls % config.num_hidden_layers or not num_calls:
+            raise InputError(
+                f"context parallelism is for models whose every layer attends, and of {type(model).__name__}'s "
+                f"{config.num_hidden_layers} layers {num_calls} do; {_INSTEAD}"
+            )
+        first_forward.remove()
+
     AttentionInterface.register(NAME, attention)
     model.set_attn_implementation(NAME)
+    if config._attn_implementation != NAME:  # transformers only logs that a model has attention of its own
+        raise InputError(f"context parallelism cannot reach into the attention of {type(model).__name__}; {_INSTEAD}")
+    first_forward = model.register_forward_hook(check)
 
 
 def attend(
@@ -87,8 +105,8 @@ def _gathered(local_BHLD: Tensor, mesh: DeviceMesh) -> list[Tensor]:
     return [pieces[2 * n] for n in range(mesh.size())] + [pieces[2 * n + 1] for n in reversed(range(mesh.size()))]
 
 
-def local_part(inputs: Batch, targets_BL: Tensor, mesh: DeviceMesh) -> tuple[Batch, Tensor]:
-    """This process's positions of a micro-batch, with their numbers as `position_ids`.
+def local_part(inputs: Batch, targets_BL: Tensor, mesh: DeviceMesh, parts: int = 1) -> tuple[Batch, Tensor]:
+    """This process's positions of a micro-batch, with their numbers as `position_ids`; as many as `parts` divides.
 
     Raises:
         InputError: rows are padded on the left, or the model reads more than text.
@@ -98,7 +116,7 @@ def local_part(inputs: Batch, targets_BL: Tensor, mesh: DeviceMesh) -> tuple[Bat
         raise InputError("context parallelism needs rows that are padded on the right; see dataloader.collate_fn")
     if others := inputs.keys() - {"input_ids", "attention_mask"}:
         raise InputError(f"context parallelism knows only text, not the inputs {', '.join(sorted(others))}")
-    inputs, targets_BL = padded(inputs, targets_BL, 2 * mesh.size())
+    inputs, targets_BL = padded(inputs, targets_BL, 2 * mesh.size() * parts)
     own = mesh.get_local_rank()
     pieces = torch.arange(targets_BL.shape[1], device=targets_BL.device).chunk(2 * mesh.size())
     positions_L = torch.cat([pieces[own], pieces[2 * mesh.size() - 1 - own]])

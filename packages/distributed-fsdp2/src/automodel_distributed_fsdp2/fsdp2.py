@@ -43,6 +43,8 @@ class FSDP2Manager:
         forward_prefetch: ask for the next layer's parameters one layer earlier than FSDP2 does by itself.
         backward_prefetch: FSDP2 always fetches the next layer's parameters in the backward pass; false gets a note.
         cpu_offload: parameters, gradients and optimizer state lie in the CPU's memory between uses.
+        defer_fsdp_grad_sync: average gradients after the last micro-batch of a step only, until when each process holds
+            whole ones; false averages after each, in less memory.
         activation_checkpointing: full: compute each decoder layer again in the backward pass; selective: all but its
             matrix products and attention.
         use_hf_tp_plan: accepted for NeMo's recipes; the plan is always transformers'.
@@ -67,6 +69,7 @@ class FSDP2Manager:
         forward_prefetch: bool = False,
         backward_prefetch: bool = True,
         cpu_offload: bool = False,
+        defer_fsdp_grad_sync: bool = True,
         activation_checkpointing: Literal["full", "selective"] | None = None,
         use_hf_tp_plan: bool = True,
         backend: str | None = None,
@@ -78,6 +81,8 @@ class FSDP2Manager:
         self._module: FSDPModule | None = None
         self._activation_checkpointing = activation_checkpointing
         self._forward_prefetch, self._sequence_parallel = forward_prefetch, sequence_parallel
+        self._defer_gradients = defer_fsdp_grad_sync
+        self.parameter_device = torch.device("cpu") if cpu_offload else device
         actual = dist.get_world_size() if dist.is_initialized() else 1
         if world_size not in (None, actual):
             raise InputError(f"world_size is {world_size}, but this run has {actual} processes; leave it out")
@@ -88,6 +93,9 @@ class FSDP2Manager:
         if sequence_parallel and tp_size == 1:
             notice("sequence_parallel has no effect without tp_size above 1")
         if actual == 1:
+            sizes(1, dp_size, dp_replicate_size or 1, cp_size, tp_size)
+            if mixed_precision:
+                notice("distributed.mixed_precision has no effect in one process; training.mixed_precision: bf16 has")
             return
         replicate = _replicas(sharding_strategy, dp_replicate_size, dp_size or actual // max(1, cp_size * tp_size))
         self._axes = sizes(actual, dp_size, replicate, cp_size, tp_size)
@@ -131,6 +139,7 @@ class FSDP2Manager:
             fully_shard(layer, **self._sharding)
         # the backward pass begins with what the forward pass ended with: freeing it would only fetch it again
         self._module = fully_shard(module, **{**self._sharding, "reshard_after_forward": False})
+        module.register_forward_hook(_parts_again)
         if self._forward_prefetch:
             for layer, following in pairwise(layers):
                 layer.set_modules_to_forward_prefetch([following])
@@ -147,16 +156,25 @@ class FSDP2Manager:
             InputError: rows are padded on the left, which context parallelism does not take.
         """
         if self._mesh is not None and self._mesh.cp is not None:
-            return context_parallel.local_part(inputs, targets_BL, self._mesh.cp)
+            tp = self._mesh.tp.size() if self._mesh.tp is not None and self._sequence_parallel else 1
+            return context_parallel.local_part(inputs, targets_BL, self._mesh.cp, tp)
         if self._mesh is not None and self._mesh.tp is not None and self._sequence_parallel:
             return context_parallel.padded(inputs, targets_BL, self._mesh.tp.size())
         return inputs, targets_BL
 
     def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
-        """Average gradients in the last backward pass of a step only."""
+        """Average gradients in the last backward pass of a step only, unless that is not to be deferred."""
         if self._module is not None:
-            self._module.set_requires_gradient_sync(is_last)
+            self._module.set_requires_gradient_sync(is_last or not self._defer_gradients)
         return nullcontext()
+
+
+def _parts_again(module: nn.Module, inputs: Any, output: Any) -> None:
+    """After a forward pass without a backward pass, which would do it: let parameters be this process's parts."""
+    if not torch.is_grad_enabled():
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
 
 def _replicas(strategy: str, given: int | None, dp_size: int) -> int:

@@ -102,11 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             end_agent(error.exit_code)
         return error.exit_code
     except click.Abort:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted()
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -121,9 +119,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {prefix()}failed first, by this:", file=sys.stderr, flush=True)
             raise
         if ours:
-            why = "it was killed, or its machine is gone"
-            print(f"error: {prefix()}lost the connection to another process: {why}", file=sys.stderr, flush=True)
+            if show_traceback:
+                traceback.print_exc()
+            print(
+                f"error: {prefix()}lost the connection to another process. If none says why, it was killed, its "
+                "machine is gone, or it did not answer within dist_env.timeout_minutes. torch.distributed says: "
+                f"{str(error).splitlines()[0]}",
+                file=sys.stderr,
+                flush=True,
+            )
         return AutoModelError.exit_code
+
+
+def _interrupted() -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print("interrupted", file=sys.stderr)
+    return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 _store: Any = None
-_LOST = ("connection", "broken pipe", "timed out", "timeout", "nccl", "socket", "peer")
 
 
 def remember_store(store: Any) -> None:
@@ -27,23 +27,36 @@ def prefix() -> str:
 
 
 def is_ours_to_tell(error: BaseException) -> bool:
-    """Whether this process has failed first, and so tells the error.
-
-    Before the processes have met, they all read the same recipe and have the same errors: the first one tells them.
-    """
+    """Whether this process has failed first, and so tells the error."""
     if not is_one_of_many():
         return True
-    if _store is None:
-        return os.environ.get("RANK") == "0"
+    if _store is None:  # the processes have not met
+        return _is_first_on_this_machine()
     try:
         return int(_store.add("failed", 1)) == 1
-    except Exception:  # whatever the store raises, it died with the process that held it
-        return not is_lost_connection(error)
+    except Exception:  # whatever the store raises, it died with rank 0, which has told its own error
+        return os.environ.get("RANK") == "0"
+
+
+def _is_first_on_this_machine() -> bool:
+    if "AUTOMODEL_AGENT_EXIT" not in os.environ:
+        return os.environ.get("RANK") == "0"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        Path(os.environ["AUTOMODEL_AGENT_EXIT"]).with_name(f"told-{attempt}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether another process has gone while this one waited for it. Backends tell by their own words only."""
-    return is_one_of_many() and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _LOST)
+    """Whether torch.distributed failed, as it does in every other process when one has gone.
+
+    By the class's name, since torch takes seconds to import; gloo's errors have no class of their own.
+    """
+    if not (is_one_of_many() and isinstance(error, RuntimeError)):
+        return False
+    return any(kind.__name__ == "DistError" for kind in type(error).__mro__) or "gloo" in str(error)
 
 
 def end_agent(exit_code: int) -> None:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send before they kill: SIGTERM in general, SIGUSR1 where Slurm is told to (`--signal=USR1@120`)."""
 
+SAME_SECONDS = 5
+
 
 class StopRequest:
     """Notes, within its context, that a signal has come. Outside the main thread, where Python has none, it is inert.
 
-    A second one acts as it would without the context, so that a run that hangs can still be ended.
+    One that comes seconds later acts as it would without the context, so that a run that hangs can still be ended.
+    Until then it is taken for the same: an agent passes on what its processes may have been sent as well.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._came = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -31,5 +36,8 @@ class StopRequest:
             signal.signal(number, before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        signal.signal(number, self._before[self.signal])
+        if self.signal is None:
+            self.signal, self._came = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._came > SAME_SECONDS:
+            signal.signal(number, self._before[signal.Signals(number)])
+            signal.raise_signal(number)

@@ -28,6 +28,7 @@ class DataParallel:
         self.dp_group: dist.ProcessGroup | None = dist.group.WORLD if dist.is_initialized() else None
         self.cp_group: dist.ProcessGroup | None = None
         self.shards_parameters = False
+        self.parameter_device = device
         self._device, self._bucket_cap_mb, self._find_unused = device, bucket_cap_mb, find_unused_parameters
         self._wrapped: DistributedDataParallel | None = None
 

@@ -170,7 +170,7 @@ def _load_model(
             raise InputError(f"{recipe.where('training', 'activation_checkpointing')}: {error}") from error
     forward = data.parallelism.parallelize(module)
     if in_parts:
-        give_memory(module, device)
+        give_memory(module, data.parallelism.parameter_device)
         data.seeds.apply()
         tensors = {name: getattr(owner, attribute) for name, (owner, attribute) in slots.items()}
         data.source.load_weights(base, tensors)
@@ -202,7 +202,14 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None else torch.device(found.type, local_rank())
+        if found is None:
+            return torch.device("cpu")
+        if local_rank() >= (there := torch.accelerator.device_count()):
+            raise InputError(
+                f"process {local_rank()} of this machine has no device: there are {there} ({found.type}); start as "
+                "many processes, or set training.device: cpu"
+            )
+        return torch.device(found.type, local_rank())
     try:
         device = torch.device(name)
         if device.type != "cpu" and device.index is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -81,6 +82,7 @@ class DataLoader:
             "pin_memory": pin_memory,
             "persistent_workers": persistent_workers and num_workers > 0,
             "prefetch_factor": prefetch_factor if num_workers else None,
+            "worker_init_fn": _leave_process_group,
             # a generator of its own, so that starting workers draws nothing from the run's generators
             "generator": torch.Generator().manual_seed(seed),
         }
@@ -150,6 +152,12 @@ class DataLoader:
         self._epoch_had_ended = state["loader"]["_iterator_finished"]
         if not self._epoch_had_ended:
             self._loader.load_state_dict(state["loader"])
+
+
+def _leave_process_group(worker: int) -> None:
+    """Keep signals to the run's processes, which ask for a checkpoint and an end, from killing its data workers."""
+    os.setpgrp()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 class MicroBatchSampler:
