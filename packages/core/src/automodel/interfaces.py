@@ -134,6 +134,11 @@ class Parallelism(Protocol):
         Names of parameters, and the modules that own them, stay as they are. A module that `shards_parameters` comes
         with meta tensors wherever its values are not known yet; they are given memory and values afterwards.
 
+        Parameters may become DTensors. One whose parts are not those that torch would make says which it has as torch's
+        distributed checkpoints ask: by `__create_chunk_list__` and `__create_write_items__` of its local tensor. The
+        values of a checkpoint are written into the parameters in place, and then the module's hooks of
+        `load_state_dict` are called.
+
         Gradients are averaged over `dp_group` and `cp_group`; core multiplies the loss by their sizes.
 
         Raises:

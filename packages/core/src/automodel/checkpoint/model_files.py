@@ -110,7 +110,7 @@ def _gathered(tensors: dict[str, Tensor], owners: dict[str, int]) -> dict[str, T
     rank = dist.get_rank() if dist.is_initialized() else 0
     mine = {}
     for name, value in tensors.items():
-        full = whole(value.detach())
+        full = whole(value)
         if owners[name] == rank:
             mine[name] = full.cpu()
     return mine

@@ -26,9 +26,13 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float
     """
     shared: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
     for parameter in parameters:
-        if (gradient := parameter.grad) is not None:
+        gradient = parameter.grad
+        if gradient is None:  # perhaps this process has no part of it: it takes part in the sums all the same
+            gradient = parameter
+            local = torch.zeros(0, dtype=parameter.dtype, device=parameter.device)
+        else:
             local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-            shared.setdefault(_groups(gradient), []).append(local)
+        shared.setdefault(_groups(gradient), []).append(local)
     squares = [
         summed(torch.stack([_sum_of_squares(local) for local in locals_]).sum(), *groups)
         for groups, locals_ in shared.items()
