@@ -1,0 +1,1 @@
+"""NVIDIA's Megatron-FSDP, the successor of nvFSDP, for AutoModel."""
