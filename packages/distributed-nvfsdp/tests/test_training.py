@@ -127,7 +127,7 @@ def special(tmp_path_factory):
     runs.add(
         "fp32-on", *slowly, "distributed.preserve_fp32_weights=true", "distributed.grad_reduce_in_fp32=true", start
     )
-    runs.add("bf16-lora", *slowly, *LORA)
+    runs.add("bf16-lora", NVFSDP, "model.torch_dtype=bfloat16", *LORA)
     runs.add("measured", NVFSDP, "--checkpoint", str(runs.directory / "dora" / "step_5"), *dora, verb="evaluate")
     runs.finish(2)
     return runs
