@@ -223,7 +223,7 @@ def whole(tensor: Tensor) -> Tensor:
         full[part] = tensor.to_local()
     bits = full.view(-1).view(torch.uint8)  # every bit comes from one process
     for axis, placement in enumerate(tensor.placements):
-        if placement.is_shard():
+        if not placement.is_replicate():
             dist.all_reduce(bits, group=tensor.device_mesh.get_group(axis))
     return full
 
