@@ -1,13 +1,17 @@
 """Megatron-FSDP on real CUDA devices: the numbers of the same training without it."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
 from automodel_distributed_nvfsdp.nvfsdp import NVFSDPManager
+from runs import Runs
 from transformers import LlamaConfig, LlamaForCausalLM
 
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")]
 CONFIG = LlamaConfig(
     vocab_size=97,
     hidden_size=32,
@@ -41,8 +45,6 @@ def losses(forward, optimizer, micro_batch, num_steps=4):
     return found
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.usefixtures("group_of_one")
 @pytest.mark.parametrize("strategy", ["no_shard", "optim", "optim_grads", "optim_grads_params"])
 @pytest.mark.parametrize("options", [{}, {"average_in_collective": True}, {"fsdp_double_buffer": True}], ids=str)
@@ -58,3 +60,17 @@ def test_it_trains_as_without_it(strategy, options):
     expected = losses(plain, plain_optimizer, lambda is_last: torch.enable_grad())
     assert expected[-1] < expected[0]
     assert losses(forward, optimizer, manager.micro_batch) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["optim", "optim_grads_params"])
+def test_losses_of_two_devices_are_those_of_the_cpu(tmp_path, strategy):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs 2 CUDA devices")
+    runs = Runs(tmp_path)
+    runs.add("cpu", "training.device=cpu")
+    runs.finish(1)
+    words = ["-c", tmp_path / "llama.yaml", f"checkpoint.checkpoint_dir={tmp_path / 'cuda'}", "--nproc-per-node", "2"]
+    layout = ["distributed._target_=nvfsdp", f"distributed.data_parallel_sharding_strategy={strategy}"]
+    subprocess.run([sys.executable, "-m", "automodel", "train", *words, *layout], check=True)
+    for name in ("loss", "val_loss"):
+        assert runs.metrics("cuda", name) == pytest.approx(runs.metrics("cpu", name), rel=1e-4)

@@ -13,6 +13,7 @@ from automodel_distributed_nvfsdp import nvfsdp, plugin
 from automodel_distributed_nvfsdp.nvfsdp import NVFSDPManager
 from megatron_fsdp import MegatronFSDP, MixedPrecisionPolicy, fully_shard_model, fully_shard_optimizer
 from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 CPU = torch.device("cpu")
 NEMO_RECIPE = """\
@@ -126,6 +127,37 @@ def test_one_process_keeps_its_model_and_optimizer():
 def test_what_does_not_fit_is_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         NVFSDPManager(CPU, **arguments)
+
+
+@pytest.fixture
+def group_of_four(without_cuda):
+    """Of which only the first process exists."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group_of_four")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dp_size": 2}, "dp_size is 2, but this run has 4 processes"),
+        ({"dp_replicate_size": 3}, "dp_replicate_size 3 does not divide the 4 processes"),
+        ({"dp_replicate_size": 4}, "dp_replicate_size 4 leaves each copy to one process; .*: no_shard does that"),
+        ({"dp_replicate_size": 2, "data_parallel_sharding_strategy": "no_shard"}, "leave dp_replicate_size out"),
+    ],
+)
+def test_what_does_not_fit_four_processes_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        NVFSDPManager(CPU, **arguments)
+
+
+@pytest.mark.usefixtures("group_of_four")
+def test_hybrid_sharding_gives_the_library_both_axes_and_their_group(given):
+    NVFSDPManager(CPU, dp_size=4, dp_replicate_size=2).parallelize(Model())
+    assert given[0]["device_mesh"].shape == (2, 2, 1)
+    assert given[0]["dp_outer_dim"] == "replicate"
+    assert given[0]["hybrid_fsdp_group"] is given[0]["hybrid_fsdp_expt_group"] is dist.group.WORLD
 
 
 @pytest.mark.usefixtures("without_cuda")

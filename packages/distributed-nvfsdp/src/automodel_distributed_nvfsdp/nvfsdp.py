@@ -111,12 +111,13 @@ class NVFSDPManager:
         replicas = 1 if dp_replicate_size is None else dp_replicate_size
         if replicas < 1 or actual % replicas:
             raise InputError(f"dp_replicate_size {replicas} does not divide the {actual} processes of this run")
-        if replicas > 1 and (replicas == actual or data_parallel_sharding_strategy == "no_shard"):
-            # megatron-fsdp 0.6.1, measured with each copy in one process: after several micro-batches the norm of the
-            # gradient is wrong by 40%
+        if replicas > 1 and data_parallel_sharding_strategy == "no_shard":
+            raise InputError("no_shard holds a copy in every process; leave dp_replicate_size out")
+        if replicas == actual > 1:
+            # megatron-fsdp 0.6.1, measured: after several micro-batches the gradient's norm is wrong by 40%
             raise InputError(
-                f"dp_replicate_size {replicas} is for parameters that {actual // replicas} processes or more share; "
-                "data_parallel_sharding_strategy: no_shard alone holds a copy in every process"
+                f"dp_replicate_size {replicas} leaves each copy to one process; "
+                "data_parallel_sharding_strategy: no_shard does that"
             )
         if backend is not None and dist.is_initialized() and backend not in dist.get_backend_config():
             notice(f"distributed.backend: {backend} has no effect; dist_env.backend chooses it")
