@@ -93,7 +93,7 @@ def test_a_recipe_of_nemo_is_checked_against_it(tmp_path, capfd):
 
 
 def test_a_machine_without_cuda_is_told_what_works_there():
-    with pytest.raises(InputError, match=r"nvfsdp\} needs CUDA devices, and this run is on cpu; fsdp2 .* and ddp run"):
+    with pytest.raises(InputError, match=r"nvfsdp needs CUDA devices, and this run is on cpu; fsdp2 .* and ddp run"):
         NVFSDPManager(CPU)
 
 

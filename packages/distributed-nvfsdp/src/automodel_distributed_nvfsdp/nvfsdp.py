@@ -229,7 +229,7 @@ def need_cuda(device: torch.device) -> None:
     """
     if device.type != "cuda":
         raise InputError(
-            f"distributed: {{_target_: nvfsdp}} needs CUDA devices, and this run is on {device}; "
+            f"nvfsdp needs CUDA devices, and this run is on {device}; "
             "fsdp2 (the same sharding) and ddp run on any device"
         )
 
