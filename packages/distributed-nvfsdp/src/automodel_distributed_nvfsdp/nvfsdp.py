@@ -93,6 +93,7 @@ class NVFSDPManager:
         self.dp_group: dist.ProcessGroup | None = dist.group.WORLD if dist.is_initialized() else None
         self.cp_group: dist.ProcessGroup | None = None
         self.shards_parameters = False  # not while the model is loaded: see init_nvfsdp_with_meta_device
+        self.parameter_device = device
         self._model: Any = None  # a MegatronFSDP
         self._unit_modules = nvfsdp_unit_modules
         self._reduce_in_fp32, self._preserve_fp32 = grad_reduce_in_fp32, preserve_fp32_weights
