@@ -78,6 +78,7 @@ def test_without_restarts_a_killed_rank_is_named_once(automodel, recipe, tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_to_the_agent_saves_and_the_same_command_goes_on(automodel, recipe, tmp_path, undisturbed, number):
     command = ("train", "-c", recipe, *STEPS, "step_scheduler.ckpt_every_steps=1000", "--nproc-per-node", 2)
+    command = (*command, "dataloader.num_workers=1")  # which the agent's signal must not reach
     agent = automodel.start(*command)
     wait_for_step(tmp_path / "run", 4, agent)
     agent.send_signal(number)
@@ -131,35 +132,56 @@ def ip(*words):
     return shutil.which("ip") is not None and subprocess.run(["ip", *words], check=False).returncode == 0
 
 
-def test_two_machines_lose_a_process_then_one_of_them_and_end_the_run_the_same(
-    automodel, recipe, tmp_path, undisturbed, machines
-):
+@pytest.fixture
+def agents(automodel, recipe, machines):
+    """Start the agent of machine 0 or 1 of a run on both."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = (
-        *("train", "-c", recipe, *STEPS, "--nproc-per-node", 1, "--nnodes", "1:2", "--max-restarts", 3),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{machines[0][1]}:{port}", "--rdzv-id", "lost"),
-        *("--monitor-interval", 0.2, "dist_env.timeout_minutes=1"),
-    )
-    conf = "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=8"
-    first, second = (
-        automodel.start(
-            *command, "--rdzv-conf", f"is_host={is_host},{conf}", "--local-addr", address, prefix=prefix, env=env
+
+    def start(number, nnodes):
+        prefix, address, env = machines[number]
+        conf = f"is_host={1 - number},keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=8"
+        return automodel.start(
+            *("train", "-c", recipe, *STEPS, "--nproc-per-node", 1, "--nnodes", nnodes, "--max-restarts", 3),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{machines[0][1]}:{port}", "--rdzv-id", "job"),
+            *("--rdzv-conf", conf, "--local-addr", address, "--monitor-interval", 0.2, "dist_env.timeout_minutes=1"),
+            prefix=prefix,
+            env=env,
         )
-        for is_host, (prefix, address, env) in zip((1, 0), machines, strict=True)
-    )
+
+    return start
+
+
+def lose(agent):
+    """Kill all processes of a machine at once."""
+    os.kill(next(iter(workers(agent).values())), signal.SIGKILL)
+    agent.kill()
+    agent.communicate()
+
+
+def test_two_machines_lose_a_process_then_one_of_them_and_end_the_run_the_same(agents, tmp_path, undisturbed):
+    first, second = agents(0, "1:2"), agents(1, "1:2")
     wait_for_step(tmp_path / "run", 7, first, second)
     assert len(workers(first)) == len(workers(second)) == 1
     os.kill(next(iter(workers(first).values())), signal.SIGKILL)
     time.sleep(1)
     wait_for_step(tmp_path / "run", 17, first, second)
-    os.kill(next(iter(workers(second).values())), signal.SIGKILL)
-    second.kill()
-    second.communicate()
+    lose(second)
     stdout, stderr = first.communicate(timeout=300)
     assert first.returncode == 0, stderr
     assert stdout.count("resuming from") == 2
+    assert metrics(tmp_path / "run") == pytest.approx(undisturbed, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_replaced_joins_the_run_again(agents, tmp_path, undisturbed):
+    first, second = agents(0, "2"), agents(1, "2")
+    wait_for_step(tmp_path / "run", 7, first, second)
+    lose(second)
+    second = agents(1, "2")
+    told = [agent.communicate(timeout=300)[1] for agent in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], told
     assert metrics(tmp_path / "run") == pytest.approx(undisturbed, rel=1e-5)
 
 

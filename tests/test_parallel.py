@@ -13,7 +13,8 @@ GLOBAL = ("step_scheduler.grad_acc_steps=null", "step_scheduler.global_batch_siz
 LORA = ("peft._target_=lora", "peft.r=4")
 LAYOUTS = {
     "ddp": (2, ()),
-    "fsdp2": (2, (FSDP2, "distributed.forward_prefetch=true", "distributed.activation_checkpointing=selective")),
+    "fsdp2": (2, (FSDP2, "distributed.forward_prefetch=true", "distributed.defer_fsdp_grad_sync=false")),
+    "selective": (2, (FSDP2, "distributed.activation_checkpointing=selective")),
     "fsdp2-offload": (2, (FSDP2, "distributed.cpu_offload=true", "distributed.reshard_after_forward=false")),
     "hsdp": (4, (FSDP2, "distributed.sharding_strategy=hybrid_shard", "distributed.dp_replicate_size=2")),
     "fsdp2-tp": (4, (FSDP2, "distributed.tp_size=2", "distributed.activation_checkpointing=full")),
@@ -133,6 +134,14 @@ def test_the_hugging_face_directory_of_a_sharded_model_is_written_by_all_and_loa
     assert not info["unexpected_keys"]
     for name, value in tensors(directory).items():
         assert torch.equal(module.get_parameter(name), value)
+
+
+def test_a_sharded_run_saves_after_validating_without_a_hugging_face_directory(many, recipe, data, tmp_path):
+    validation = ("validation_dataset._target_=text-instruction", f"validation_dataset.data_path={data}/train.jsonl")
+    words = ("checkpoint.save_consolidated=false", "step_scheduler.max_steps=1")
+    many(2, "-c", recipe, FSDP2, "distributed.sharding_strategy=shard_grad_op", *validation, *words)
+    assert list((tmp_path / "run" / "step_1" / "state").glob("*.safetensors"))
+    assert not (tmp_path / "run" / "step_1" / "model").exists()
 
 
 def test_the_real_model_is_read_in_parts_and_trains_as_in_one_process(automodel, many, recipe, tmp_path):

@@ -72,6 +72,20 @@ def test_sharding_divides_what_it_shards(automodel, recipe):
     assert one["gathered"] == one["sent_for_parameters"] == 0 < four["gathered"]
 
 
+def test_mixed_precision_halves_what_is_gathered_and_gradients_are_averaged_in_float32(automodel, recipe):
+    words = ("-c", recipe, *WIDER, "distributed._target_=fsdp2", "--world-size", 4)
+    full, mixed = planned(automodel, *words), planned(automodel, *words, "distributed.mixed_precision=true")
+    assert mixed["parameters"] == full["parameters"]
+    assert mixed["activations"] < full["activations"]
+    assert mixed["gathered"] < 0.8 * full["gathered"]
+    accumulating = (*words, "step_scheduler.grad_acc_steps=4", "distributed.mixed_precision=true")
+    deferred = planned(automodel, *accumulating)
+    at_once = planned(automodel, *accumulating, "distributed.defer_fsdp_grad_sync=false")
+    assert deferred["gradients"] == 4 * deferred["num_trainable"]
+    assert at_once["gradients"] == full["gradients"]
+    assert deferred["sent_for_parameters"] < at_once["sent_for_parameters"]
+
+
 def test_what_does_not_fit_is_told_with_what_would(automodel):
     done = automodel("plan", "-c", LLAMA, "distributed=null", "--device", "rtx4090", "--world-size", 8)
     assert "does not fit" in done.stdout

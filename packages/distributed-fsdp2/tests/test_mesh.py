@@ -1,7 +1,10 @@
 """How sizes are filled in, and which ones are refused."""
 
 import pytest
+import torch
 from automodel import InputError
+from automodel.notices import strictness
+from automodel_distributed_fsdp2.fsdp2 import FSDP2Manager
 from automodel_distributed_fsdp2.mesh import Sizes, sizes
 
 
@@ -30,3 +33,11 @@ def test_data_parallelism_takes_what_is_left(given, found):
 def test_sizes_that_do_not_multiply_to_the_number_of_processes_are_refused(given, message):
     with pytest.raises(InputError, match=message):
         sizes(8, **{"dp_size": None, "replicate": 1, "cp": 1, "tp": 1, **given})
+
+
+def test_in_one_process_sizes_are_checked_and_what_has_no_effect_is_told(capsys):
+    with pytest.raises(InputError, match="tp_size 8 x cp_size 1 does not divide the 1 processes"):
+        FSDP2Manager(torch.device("cpu"), tp_size=8)
+    with strictness(False):
+        FSDP2Manager(torch.device("cpu"), mixed_precision=True)
+    assert "note: distributed.mixed_precision has no effect in one process" in capsys.readouterr().err

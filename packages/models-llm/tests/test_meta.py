@@ -1,7 +1,10 @@
 """Models that are made without values and filled afterwards are those that are loaded whole."""
 
+import json
+
 import pytest
 import torch
+from automodel import InputError
 from automodel.parallel.weights import give_memory, parameter_slots
 from automodel_models_llm.causal_lm import from_config, from_pretrained
 
@@ -60,3 +63,23 @@ def test_a_directory_is_read_in_parts_as_transformers_reads_it(smollm_tokenizer,
     module = filled(one)
     assert module.dtype == getattr(torch, dtype)
     assert_equal(module, loaded_whole(one))
+
+
+def test_generation_settings_come_along(smollm_tokenizer, tmp_path):
+    module = loaded_whole(source("llama", smollm_tokenizer.name_or_path))
+    module.generation_config.update(eos_token_id=[2, 0], do_sample=True, temperature=0.7)
+    module.save_pretrained(tmp_path)
+    smollm_tokenizer.save_pretrained(tmp_path)
+    empty = from_pretrained(str(tmp_path)).empty_module(CPU)
+    assert empty.generation_config.eos_token_id == [2, 0]
+    assert empty.generation_config.temperature == 0.7
+
+
+def test_a_quantised_checkpoint_is_not_read_in_parts(smollm_tokenizer, tmp_path):
+    loaded_whole(source("llama", smollm_tokenizer.name_or_path)).save_pretrained(tmp_path)
+    smollm_tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="is loaded whole and cannot be sharded"):
+        from_pretrained(str(tmp_path)).empty_module(CPU)

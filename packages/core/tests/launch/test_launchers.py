@@ -77,6 +77,9 @@ def test_slurm_options_stand_where_sbatch_reads_them(launch):
     header = lines[: lines.index("")]
     for option in ("nodes=2", "gpus-per-node=8", "time=4:00:00", "partition=gpu", "signal=B:USR1@120", "requeue"):
         assert f"#SBATCH --{option}" in header
+    lines = launch("slurm", SLURM, "--print-only", "launcher.requeue=false", "launcher.setup=[module load cuda]").out
+    assert "#SBATCH --no-requeue\n" in lines
+    assert lines.index("set -e\nmodule load cuda\n") < lines.index("set -uo pipefail")
 
 
 def test_sbatch_is_given_the_script(launch, tmp_path, monkeypatch):

@@ -68,6 +68,21 @@ def test_logits_are_the_same_whether_or_not_the_model_can_leave_some_out():
         torch.testing.assert_close(ours, theirs)
 
 
+def test_label_tokens_are_the_same_whether_they_are_picked_or_are_all_there_is():
+    torch.manual_seed(0)
+    module = TinyLM()
+    alike = COLLATE(rows(1) * 3)
+    ragged = {name: tensor.clone() for name, tensor in alike.items()}
+    ragged["labels"][0, -1] = -100  # one label less, so that they must be picked
+    logits_NV, labels_N, rows_N = label_logits(module, alike, ALONE)
+    fewer_NV, fewer_N, fewer_rows_N = label_logits(module, ragged, ALONE)
+    kept = torch.ones(len(labels_N), dtype=torch.bool)
+    kept[len(labels_N) // 3 - 1] = False
+    torch.testing.assert_close(logits_NV[kept], fewer_NV)
+    assert torch.equal(labels_N[kept], fewer_N)
+    assert torch.equal(rows_N[kept], fewer_rows_N)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(value):
     module = TinyLM()

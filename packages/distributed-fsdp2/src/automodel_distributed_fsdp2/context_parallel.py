@@ -40,8 +40,6 @@ def apply(model: Any, mesh: DeviceMesh) -> None:
             f"{', '.join(sorted(kinds - {'full_attention'})) or 'a sliding window'}; {_INSTEAD}"
         )
 
-    num_calls = 0
-
     def attention(
         module: Any,
         query_BHLD: Tensor,
@@ -52,26 +50,15 @@ def apply(model: Any, mesh: DeviceMesh) -> None:
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        nonlocal num_calls
-        num_calls += 1
         if unknown := [name for name in ("sliding_window", "softcap", "s_aux") if kwargs.get(name) is not None]:
             raise InputError(f"context parallelism knows no {', '.join(unknown)} of {type(model).__name__}; {_INSTEAD}")
         pieces = attend(query_BHLD, key_BHLD, value_BHLD, mesh, scaling, dropout)
         return pieces.transpose(1, 2).contiguous(), None
 
-    def check(*_: Any) -> None:
-        if num_calls % config.num_hidden_layers or not num_calls:
-            raise InputError(
-                f"context parallelism is for models whose every layer attends, and of {type(model).__name__}'s "
-                f"{config.num_hidden_layers} layers {num_calls} do; {_INSTEAD}"
-            )
-        first_forward.remove()
-
     AttentionInterface.register(NAME, attention)
     model.set_attn_implementation(NAME)
     if config._attn_implementation != NAME:  # transformers only logs that a model has attention of its own
         raise InputError(f"context parallelism cannot reach into the attention of {type(model).__name__}; {_INSTEAD}")
-    first_forward = model.register_forward_hook(check)
 
 
 def attend(

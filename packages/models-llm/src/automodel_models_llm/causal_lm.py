@@ -169,20 +169,23 @@ class PretrainedCausalLM:
         Raises:
             InputError: the location does not hold such a model, or it is to be quantised.
         """
-        if self.quantization_config is not None:
-            raise InputError(
-                "a quantised model is loaded whole and cannot be sharded: use distributed: {_target_: ddp}, or leave "
-                "quantization_config out"
-            )
-        from automodel_models_llm.meta import meta_model  # imports torch, which data and tokenizers do without
+        # imports torch, which data and tokenizers do without
+        from automodel_models_llm.meta import meta_model, take_generation_config
 
         _quiet_unless_terminal()
-        config = self._config(self._plain_location())
+        location = self._plain_location()
+        config = self._config(location)
+        if self.quantization_config is not None or getattr(config, "quantization_config", None) is not None:
+            raise InputError(
+                f"a quantised model ({self.name}) is loaded whole and cannot be sharded: use distributed: "
+                "{_target_: ddp}, or a model that is not quantised"
+            )
         dtype = self.dtype
         if dtype == "auto":
             dtype = "float32" if self.location.gguf is not None else str(config.dtype or "float32")
         module = meta_model(config, dtype, usable_attention(self.attention, device), self.trust_remote_code)
         module.name_or_path = self.name
+        take_generation_config(module, location, self.revision, self.cache_dir)
         return _ready(module, device, self.use_liger_kernel)
 
     def load_weights(self, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -36,6 +36,18 @@ def meta_model(config: Any, dtype: str, attention: str, trust_remote_code: bool)
         raise InputError(f"no causal language model can be made from its config: {error}") from error
 
 
+def take_generation_config(module: Any, location: Location, revision: str | None, cache_dir: str | None) -> None:
+    """Let a model generate as its checkpoint says (stop tokens, sampling), as `from_pretrained` does."""
+    if location.gguf is not None:
+        return
+    try:
+        module.generation_config = transformers.GenerationConfig.from_pretrained(
+            location.source, revision=revision, cache_dir=cache_dir
+        )
+    except OSError:  # it has none, and config.json has been read already: the place is there
+        return
+
+
 def fresh_buffers(module: nn.Module) -> None:
     """Compute the buffers that no checkpoint holds, such as rotary frequencies.
 
@@ -62,8 +74,15 @@ def weights_directory(location: Location, revision: str | None, cache_dir: str |
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        patterns = ["*.safetensors", "*.json"]
-        return Path(snapshot_download(location.name, revision=revision, cache_dir=cache_dir, allow_patterns=patterns))
+        return Path(
+            snapshot_download(
+                location.name,
+                revision=revision,
+                cache_dir=cache_dir,
+                allow_patterns=["*.safetensors", "*.json"],
+                ignore_patterns=["consolidated*.safetensors"],  # the same weights once more, by other names
+            )
+        )
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(unreachable(location.name, revision, error)) from error
 

@@ -181,6 +181,7 @@ class _KeepValues(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.to:
+            # private (torch 2.15): what Tensor.to itself reads its arguments with; test_parallel.py tells if it goes
             device, dtype, _, _ = torch._C._nn._parse_to(*args[1:], **{k: v for k, v in kwargs.items() if k != "copy"})
             if device is not None and device.type == "meta" and not args[0].is_meta:
                 return args[0] if dtype is None else args[0].to(dtype)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from automodel.checkpoint import manifest
 from automodel.errors import InputError, RunError
@@ -22,7 +23,7 @@ from automodel.parallel.process_group import is_first
 _STEP = re.compile(r"step_(\d+)")
 _INCOMPLETE = ".incomplete"
 _SECONDS_TO_SEE = 20
-"""For so long a network file system may not show what another machine has written."""
+"""For so long a network file system may not show what another machine has written, or a dead process hold a lock."""
 
 
 def checkpoints(run_directory: Path) -> list[tuple[int, Path]]:
@@ -120,14 +121,12 @@ def exclusive(run_directory: Path) -> Iterator[None]:
             f"checkpoint.checkpoint_dir: cannot write to {run_directory} ({error.strerror}); choose another directory"
         ) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _locked(file):
             file.seek(0)
             raise InputError(
                 f"another run (process {file.read().strip() or '?'}) is writing to {run_directory}; "
                 "wait for it, or choose another checkpoint.checkpoint_dir"
-            ) from None
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -140,6 +139,20 @@ def exclusive(run_directory: Path) -> Iterator[None]:
                 lock.unlink()
                 for path in made:
                     path.rmdir()
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether this process got the lock; one that was started again waits for what is left of the one before."""
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    give_up = time.monotonic() + (_SECONDS_TO_SEE if restarted else 0)
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError:
+            if time.monotonic() >= give_up:
+                return False
+        time.sleep(0.2)
 
 
 def require_shared(run_directory: Path) -> None:

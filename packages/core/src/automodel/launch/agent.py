@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from automodel.errors import AutoModelError, InputError
+from automodel.errors import AutoModelError, InputError, RunError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -97,9 +97,10 @@ class WorkersFailedError(AutoModelError):
 
 
 def _run_agent(options: list[str], words: list[str]) -> None:
-    from torch.distributed import run
+    from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
 
     signals = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     arguments = [*options, signals, f"--shutdown-timeout={SECONDS_TO_SAVE}", "-m", "automodel", *words]
@@ -109,10 +110,18 @@ def _run_agent(options: list[str], words: list[str]) -> None:
         logging.disable(logging.ERROR)  # the agent's log tells of a failed worker once more, in its own words
         try:
             parsed = run.parse_args(arguments)
+            if run.parse_min_max_nnodes(parsed.nnodes)[1] > 1:
+                # agents that share their own store with the processes never meet a machine that comes back (torch 2.15)
+                os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
             _share_cores(run.determine_local_world_size(parsed.nproc_per_node))
             run.run(parsed)
         except (ValueError, AssertionError) as error:
             raise InputError(f"the processes cannot be started: {error}") from error
+        except (RendezvousError, DistError) as error:
+            raise RunError(
+                f"the machines did not meet: {str(error).splitlines()[0]}. Was the same command given on all of them, "
+                "with an --rdzv-endpoint (or --master-addr) that all of them reach?"
+            ) from error
         except SignalException as error:
             if exit_file.exists():
                 raise WorkersFailedError("", int(exit_file.read_text(encoding="utf-8"))) from error

@@ -85,11 +85,13 @@ class Slurm:
             "signal": f"B:USR1@{self.signal_seconds}",
             **(self.options or {}),
         }
-        flags = [name for name, wanted in (("requeue", self.requeue), ("exclusive", self.exclusive)) if wanted]
+        flags = ["requeue" if self.requeue else "no-requeue", *(["exclusive"] if self.exclusive else [])]
         lines = ["#!/bin/bash"]
         lines += [f"#SBATCH --{name}={value}" for name, value in sbatch.items() if value is not None]
         lines += [f"#SBATCH --{name}" for name in flags]
-        lines += ["", "set -uo pipefail", *(self.setup or ())]
+        if self.setup:
+            lines += ["", "set -e", *self.setup, "set +e"]
+        lines += ["", "set -uo pipefail"]
         lines += [f"export {name}={shlex.quote(value)}" for name, value in (self.env or {}).items()]
         # srun does not take this over from sbatch since Slurm 22.05
         cores = "" if self.cpus_per_task is None else f"--cpus-per-task={self.cpus_per_task} "

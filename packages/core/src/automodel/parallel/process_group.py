@@ -80,10 +80,10 @@ def is_first() -> bool:
 
 
 def _store(timeout: timedelta) -> Any:  # torch.distributed exports PrefixStore at run time only
-    """Where the processes meet.
+    """Where the processes meet: a store of the first one, or torchrun's, which lives longer than the processes.
 
-    What a killed attempt has left in torchrun's store would be taken for this attempt's (gloo: connectFullMesh
-    failed), so each has its own prefix.
+    What a killed attempt has left in torchrun's would be taken for this attempt's (gloo: connectFullMesh failed), so
+    each has its own prefix in it.
     """
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
@@ -99,6 +99,8 @@ def _store(timeout: timedelta) -> Any:  # torch.distributed exports PrefixStore 
         is_master=is_first() and not agents,
         timeout=timeout,
     )
+    if not agents:
+        return store
     return dist.PrefixStore(  # type: ignore[attr-defined]
         f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
     )

@@ -82,7 +82,10 @@ def estimate(recipe: Recipe, world_size: int, sequence_length: int) -> Plan:
             parallelism.parallelize(module)
         cp = group_size(parallelism.cp_group)
         tp = world_size // (cp * group_size(parallelism.dp_group))
-        shared = _shared(module, accumulation, data_parallel=isinstance(parallelism, DataParallel))
+        distributed = recipe.target("distributed")
+        deferred = distributed is None or distributed.kwargs.get("defer_fsdp_grad_sync", True)
+        reductions = 1 if deferred else accumulation
+        shared = _shared(module, accumulation, reductions, data_parallel=isinstance(parallelism, DataParallel))
         sent = _sent_for_activations(module, tp, cp, batch_size * sequence_length * accumulation)
         per_element = _state_bytes(recipe, [p for p in module.parameters() if p.requires_grad])
         trainable = [_local(p).numel() for p in module.parameters() if p.requires_grad]
@@ -121,10 +124,10 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _shared(module: nn.Module, accumulation: int, data_parallel: bool) -> Plan:
+def _shared(module: nn.Module, accumulation: int, reductions: int, data_parallel: bool) -> Plan:
     parameters = list(module.parameters())
     trainable = [p for p in parameters if p.requires_grad]
-    gathered, sent, whole_gradients = _sharding(module, accumulation)
+    gathered, sent, whole_gradients = _sharding(module, accumulation, reductions)
     own = sum(_local(p).nbytes for p in parameters)
     gradients = sum(_local(p).nbytes for p in trainable)
     if data_parallel and dist.is_initialized():
@@ -132,7 +135,7 @@ def _shared(module: nn.Module, accumulation: int, data_parallel: bool) -> Plan:
         sent = 2 * gradients * (world - 1) // world
     return Plan(
         parameters=own,
-        gradients=max(gradients, whole_gradients if accumulation > 1 else 0),
+        gradients=max(gradients, whole_gradients),
         optimizer=0,
         gathered=gathered,
         activations=0,
@@ -143,11 +146,11 @@ def _shared(module: nn.Module, accumulation: int, data_parallel: bool) -> Plan:
     )
 
 
-def _sharding(module: nn.Module, accumulation: int) -> tuple[int, int, int]:
+def _sharding(module: nn.Module, accumulation: int, reductions: int) -> tuple[int, int, int]:
     """FSDP's bytes: gathered at a time, sent in a step, and of whole gradients.
 
     A unit's parameters are gathered before its forward pass, and before its backward pass if they were freed between;
-    the next unit's are fetched meanwhile. Gradients are reduced once a step, until when they are whole.
+    the next unit's are fetched meanwhile. Gradients are whole until they are reduced, `reductions` times a step.
     """
     units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
     freed: list[int] = []
@@ -160,9 +163,10 @@ def _sharding(module: nn.Module, accumulation: int) -> tuple[int, int, int]:
             size, trainable = 0, 0
             for parameter in group.fsdp_params:
                 numel = _local(parameter.sharded_param).numel() * shards
-                width = (parameter.mp_policy.param_dtype or parameter.sharded_param.dtype).itemsize
-                size += numel * width
-                trainable += numel * width if parameter.sharded_param.requires_grad else 0
+                dtype = parameter.mp_policy.param_dtype or parameter.sharded_param.dtype
+                size += numel * dtype.itemsize
+                if parameter.sharded_param.requires_grad:
+                    trainable += numel * (parameter.mp_policy.reduce_dtype or dtype).itemsize
             whole_gradients += trainable
             largest_gradient = max(largest_gradient, trainable)
             reshards = group.post_forward_mesh_info is not None and unit is not module
@@ -171,10 +175,11 @@ def _sharding(module: nn.Module, accumulation: int) -> tuple[int, int, int]:
             else:
                 kept += size
             passes = accumulation * (2 if reshards else 1)
-            sent += size * passes * (shards - 1) // shards + trainable * (shards - 1) // shards
-            sent += 2 * (trainable // shards) * (replicas - 1) // replicas
-    before_reduction = largest_gradient if accumulation == 1 else 0
-    return kept + sum(sorted(freed)[-2:]) + before_reduction, sent, whole_gradients
+            sent += size * passes * (shards - 1) // shards + reductions * trainable * (shards - 1) // shards
+            sent += reductions * 2 * (trainable // shards) * (replicas - 1) // replicas
+    if reductions < accumulation:
+        return kept + sum(sorted(freed)[-2:]), sent, whole_gradients
+    return kept + sum(sorted(freed)[-2:]) + largest_gradient, sent, 0
 
 
 def _sent_for_activations(module: nn.Module, tp: int, cp: int, num_tokens: int) -> int:
@@ -211,10 +216,10 @@ def _activations(recipe: Recipe, sequence_length: int, batch_size: int) -> int:
     distributed = recipe.target("distributed")
     asked = distributed.kwargs if distributed is not None else {}
     module = _meta_module(recipe)
+    if asked.get("mixed_precision"):
+        module = module.to(torch.bfloat16)
     with FakeTensorMode():
         _fake(module)
-        if asked.get("mixed_precision"):
-            module = module.to(torch.bfloat16)
         if options.activation_checkpointing or asked.get("activation_checkpointing"):
             checkpoint_activations(module, asked.get("activation_checkpointing") or "full")
         module.train()

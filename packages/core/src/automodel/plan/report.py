@@ -96,6 +96,7 @@ def _changes(recipe: Recipe) -> Iterator[dict[str, object]]:
     if not recipe.has("distributed"):
         for entry in registry.providers("parallelism"):
             yield {"distributed._target_": entry.provider.name}
+    yield {"distributed.defer_fsdp_grad_sync": False}
     if not recipe.has("peft"):
         for entry in registry.providers("peft"):
             yield {"peft._target_": entry.provider.name}

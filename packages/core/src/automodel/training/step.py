@@ -99,6 +99,9 @@ def label_logits(module: nn.Module, batch: Batch, parallelism: Parallelism) -> t
         inputs["logits_to_keep"] = columns_K
     logits_BLV = module(**inputs, use_cache=False).logits
     labelled_BL = targets_BL != IGNORED_LABEL
+    if bool(labelled_BL.all()):  # as always with one row: picking would copy the largest tensor of the step, twice
+        rows_N = torch.arange(len(targets_BL), device=targets_BL.device).repeat_interleave(targets_BL.shape[1])
+        return logits_BLV.flatten(0, 1), targets_BL.flatten(), rows_N
     return logits_BLV[labelled_BL], targets_BL[labelled_BL], labelled_BL.nonzero()[:, 0]
 
 
