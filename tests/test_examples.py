@@ -44,7 +44,9 @@ def test_the_production_recipes_run_unchanged(automodel, model_directory, data, 
         assert sum(line.startswith("note: ") and fallback in line for line in stderr.splitlines()) == 1, stderr
 
 
-@pytest.mark.parametrize("name", ["distributed_training", "distributed_training_no_peft"])
+@pytest.mark.parametrize(
+    "name", ["distributed_training", pytest.param("distributed_training_no_peft", marks=pytest.mark.slow)]
+)
 def test_the_distributed_recipes_run_in_four_processes_given_a_model_and_data(
     automodel, model_directory, data, tmp_path, name
 ):
