@@ -1,6 +1,6 @@
 """Weak scaling: one process with one thread, then two, each with its own core and as much work; a 30M-parameter model.
 
-    uv run python benchmarks/weak_scaling.py [--runs 5] [--steps 4] [--batch-size 8] [--words]
+    uv run python benchmarks/weak_scaling.py [--runs 5] [--steps 3] [--batch-size 16] [--words]
 
 Prints the efficiency: the tokens per second of two processes over twice those of one, medians of paired runs. Two runs
 that know nothing of each other show what the machine itself takes when both cores work. The model reads bytes, so that
@@ -36,7 +36,7 @@ dataloader: {batch_size: BATCH_SIZE}
 step_scheduler: {max_steps: STEPS}
 checkpoint: {enabled: false}
 """
-WARM_UP = 2
+WARM_UP = 1
 ALONE = "two runs, nothing shared"
 LAYOUTS = {"DDP": (), "FSDP2": ("distributed._target_=fsdp2",)}
 
@@ -82,8 +82,8 @@ def main():
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--words", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
