@@ -62,6 +62,5 @@ def is_lost_connection(error: BaseException) -> bool:
 def end_agent(exit_code: int) -> None:
     """Ask the agent that started this process not to start it again: the error would be the same."""
     if (agent := os.environ.get("AUTOMODEL_AGENT")) and int(agent) == os.getppid():
-        with open(os.environ["AUTOMODEL_AGENT_EXIT"], "w", encoding="utf-8") as file:  # noqa: PTH123
-            file.write(str(exit_code))
+        Path(os.environ["AUTOMODEL_AGENT_EXIT"]).write_text(str(exit_code), encoding="utf-8")
         os.kill(int(agent), signal.SIGTERM)
