@@ -36,6 +36,20 @@ def workers(agent):
     return found
 
 
+def processes_with(variable):
+    """Process ids of those that have NAME=VALUE in their environment."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            try:
+                environment = (path / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if variable.encode() in environment:
+                found.append(int(path.name))
+    return found
+
+
 def wait_for_step(run, step, *processes):
     while not (lines := read_metrics(run / "metrics.jsonl")) or lines[-1]["step"] < step:
         for process in processes:
@@ -78,8 +92,7 @@ def test_without_restarts_a_killed_rank_is_named_once(automodel, recipe, tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_signal_to_the_agent_saves_and_the_same_command_goes_on(automodel, recipe, tmp_path, undisturbed, number):
     command = ("train", "-c", recipe, *STEPS, "step_scheduler.ckpt_every_steps=1000", "--nproc-per-node", 2)
-    if number == signal.SIGUSR1:
-        command = (*command, "dataloader.num_workers=1")  # which the agent's signal must not reach
+    command = (*command, "dataloader.num_workers=1")  # which the agent's signal must not reach
     agent = automodel.start(*command)
     wait_for_step(tmp_path / "run", 4, agent)
     agent.send_signal(number)
@@ -92,6 +105,26 @@ def test_a_signal_to_the_agent_saves_and_the_same_command_goes_on(automodel, rec
     _, stderr = agent.communicate()
     assert agent.returncode == 0, stderr
     assert metrics(tmp_path / "run") == pytest.approx(undisturbed, rel=1e-5)
+
+
+def test_data_workers_take_no_signal_and_end_with_the_process_that_reads_from_them(automodel, recipe, tmp_path):
+    variable = f"AUTOMODEL_TEST={tmp_path}"
+    command = ("train", "-c", recipe, *STEPS, "dataloader.num_workers=2", "dataloader.persistent_workers=true")
+    for number, step in ((signal.SIGTERM, 3), (signal.SIGKILL, 25)):
+        process = automodel.start(*command, env=dict([variable.split("=", 1)]), start_new_session=True)
+        wait_for_step(tmp_path / "run", step, process)
+        assert len(processes_with(variable)) == 5  # the run, two workers, what forks them, what counts their semaphores
+        if number == signal.SIGTERM:
+            os.killpg(process.pid, number)  # as a scheduler does: every process of the job
+        else:
+            process.kill()
+        process.communicate(timeout=60)
+        assert process.returncode in (128 + signal.SIGTERM, -signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while processes_with(variable):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert [step for step, _ in directory.checkpoints(tmp_path / "run")]
 
 
 def test_a_signal_to_a_single_process_saves_and_it_goes_on_bit_for_bit(automodel, recipe, tmp_path, undisturbed):

@@ -55,7 +55,6 @@ def test_the_distributed_recipes_run_in_four_processes_given_a_model_and_data(
     (tmp_path / "data.yaml").write_text(f"dataset: {{_target_: text-instruction, data_path: {data}/train.jsonl}}\n")
     process = automodel.start(
         *("finetune", "llm", "-c", recipe, "-c", "data.yaml", "step_scheduler.max_steps=2", "--nproc-per-node", 4),
-        "dataloader.num_workers=0",  # a worker that is forked beside gloo's threads can hang: docs/troubleshooting.md
         *("--model.pretrained_model_name_or_path", model_directory),
     )
     _, stderr = process.communicate()

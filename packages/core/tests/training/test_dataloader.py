@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +20,11 @@ def ids(batch):
 
 def loader(dataset=SAMPLES, **options):
     return DataLoader(dataset, PROCESSOR, **{"batch_size": 2, "seed": 3, **options})
+
+
+def parents_threads(samples):
+    parent = os.getppid()
+    return {"parent": parent, "threads": len(list(Path(f"/proc/{parent}/task").iterdir()))}
 
 
 class Stream(IterableDataset):
@@ -99,6 +108,29 @@ def test_a_stream_saved_with_other_workers_says_so():
     state = loader(Stream()).state_dict()
     with pytest.raises(InputError, match="num_workers: 0"):
         loader(Stream(), num_workers=1).load_state_dict(state)
+
+
+def test_workers_are_forked_from_a_process_without_threads():
+    [batch] = loader(SAMPLES[:2], collate_fn=parents_threads, num_workers=1).micro_batches(0)
+    assert batch["parent"] != os.getpid()
+    assert batch["threads"] == 1
+
+
+def test_workers_need_no_guard_in_a_script(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "from types import SimpleNamespace\n"
+        "from automodel.training.dataloader import DataLoader\n"
+        "rows = [{'input_ids': [1], 'labels': [1]}] * 4\n"
+        "loader = DataLoader(rows, SimpleNamespace(pad_token_id=0), num_workers=1)\n"
+        "print(len(list(loader.micro_batches(0))))\n"
+    )
+    script = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (script.stdout, script.stderr) == ("4\n", "")
+
+
+def test_a_data_set_that_cannot_be_sent_to_workers_says_so():
+    with pytest.raises(InputError, match=r"cannot be sent to worker processes .*; num_workers: 0 does without them"):
+        next(loader([lambda: 1], num_workers=1).micro_batches(0))
 
 
 def test_more_workers_than_cores_are_not_started(capsys):

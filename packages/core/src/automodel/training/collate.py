@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,18 @@ def pad(processor: Any, pad_to_multiple_of: int = 1) -> Collate:
     """
     if pad_to_multiple_of < 1:
         raise InputError(f"pad_to_multiple_of must be at least 1, not {pad_to_multiple_of}")
-    pad_token_id = processor.pad_token_id
+    return partial(_padded, pad_token_id=processor.pad_token_id, multiple=pad_to_multiple_of)
 
-    def collate(samples: Sequence[Sample]) -> Batch:
-        lengths = [len(sample["input_ids"]) for sample in samples]
-        width = -(-max(lengths) // pad_to_multiple_of) * pad_to_multiple_of
-        input_ids = np.full((len(samples), width), pad_token_id, dtype=np.int64)
-        labels = np.full_like(input_ids, IGNORED_LABEL)
-        attention_mask = np.zeros_like(input_ids)
-        for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
-            input_ids[row, :length] = sample["input_ids"]
-            labels[row, :length] = sample["labels"]
-            attention_mask[row, :length] = 1
-        arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
-    return collate
+def _padded(samples: Sequence[Sample], pad_token_id: int, multiple: int) -> Batch:
+    lengths = [len(sample["input_ids"]) for sample in samples]
+    width = -(-max(lengths) // multiple) * multiple
+    input_ids = np.full((len(samples), width), pad_token_id, dtype=np.int64)
+    labels = np.full_like(input_ids, IGNORED_LABEL)
+    attention_mask = np.zeros_like(input_ids)
+    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+        input_ids[row, :length] = sample["input_ids"]
+        labels[row, :length] = sample["labels"]
+        attention_mask[row, :length] = 1
+    arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
+import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from automodel.errors import InputError
 from automodel.interfaces import Batch, Collate
 from automodel.notices import notice
 from automodel.training.collate import pad
+from automodel.training.data_workers import end_with_parent, without_main, worker_context
 
 
 class DataLoader:
@@ -76,29 +77,36 @@ class DataLoader:
         if pin_memory and not torch.accelerator.is_available():
             notice("pin_memory has no accelerator to serve here: memory is not pinned")
             pin_memory = False
+        if self._iterable and (shuffle or sampler == "random"):
+            raise InputError("an iterable data set comes in its own order: leave shuffle and sampler out")
+        if not self._iterable and not len(dataset):
+            raise InputError("the data set is empty")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if num_workers > cores and not self._iterable:
+            notice(f"num_workers: {num_workers} is more than this machine's {cores} cores: {cores} are started")
+            num_workers = cores
         options: dict[str, Any] = {
             "collate_fn": collate_fn or pad(processor),
             "num_workers": num_workers,
             "pin_memory": pin_memory,
-            "persistent_workers": persistent_workers and num_workers > 0,
-            "prefetch_factor": prefetch_factor if num_workers else None,
-            "worker_init_fn": _leave_process_group,
             # a generator of its own, so that starting workers draws nothing from the run's generators
             "generator": torch.Generator().manual_seed(seed),
         }
+        if num_workers:
+            modules = {type(dataset).__module__}
+            if self._iterable or collate_fn is not None:  # which may hold the processor
+                modules.add(type(processor).__module__)
+            options |= {
+                "persistent_workers": persistent_workers,
+                "prefetch_factor": prefetch_factor,
+                "multiprocessing_context": worker_context(modules),
+                "worker_init_fn": end_with_parent,
+            }
         if self._iterable:
             from torchdata.stateful_dataloader import StatefulDataLoader  # 0.3 s that only streaming needs
 
-            if shuffle or sampler == "random":
-                raise InputError("an iterable data set comes in its own order: leave shuffle and sampler out")
             self._loader: Any = StatefulDataLoader(dataset, batch_size=batch_size, drop_last=drop_last, **options)
             return
-        if not len(dataset):
-            raise InputError("the data set is empty")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if num_workers > cores:
-            notice(f"num_workers: {num_workers} is more than this machine's {cores} cores: {cores} are started")
-            options["num_workers"] = cores
         if shuffle is None:
             shuffle = sampler != "sequential"
         self._batches = MicroBatchSampler(len(dataset), batch_size, shuffle, drop_last, seed, rank, world_size)
@@ -119,7 +127,15 @@ class DataLoader:
         elif hasattr(self._dataset, "set_epoch"):
             self._dataset.set_epoch(epoch)
         try:
-            yield from self._loader
+            with without_main():
+                batches = iter(self._loader)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"the data set or its collate function cannot be sent to worker processes ({error}); num_workers: 0 "
+                "does without them"
+            ) from error
+        try:
+            yield from batches
         except InputError as error:  # torch puts the worker's traceback before the message
             raise InputError(str(error).rpartition("automodel.errors.InputError: ")[2].strip()) from error
 
@@ -152,12 +168,6 @@ class DataLoader:
         self._epoch_had_ended = state["loader"]["_iterator_finished"]
         if not self._epoch_had_ended:
             self._loader.load_state_dict(state["loader"])
-
-
-def _leave_process_group(worker: int) -> None:
-    """Keep signals to the run's processes, which ask for a checkpoint and an end, from killing its data workers."""
-    os.setpgrp()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 class MicroBatchSampler:
