@@ -194,7 +194,7 @@ def test_every_kind_of_file_gives_the_same_samples(tokenizer, tmp_path):
         ("{}/*.csv", "no data file matches"),
         ("{}/notes.txt", "of a kind that is not read"),
         ("{}/empty", "holds no data file"),
-        ("some/dataset", "no file or directory some/dataset here.*automodel-models-llm\\[hub\\]"),
+        ("some/dataset", "no file or directory some/dataset here.*automodel-huggingface\\[hub\\]"),
         ([], "data_path is empty"),
         (["{}/train.jsonl", "{}/train.jsonl"], "names a file twice"),
     ],

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from automodel import InputError
-from automodel_models_llm import gguf_files
+from automodel_huggingface import gguf_files
 from automodel_models_llm.causal_lm import from_pretrained
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

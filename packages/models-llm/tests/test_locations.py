@@ -4,8 +4,8 @@ import json
 
 import pytest
 from automodel import InputError
+from automodel_huggingface.locations import locate
 from automodel_models_llm.causal_lm import from_config, from_pretrained
-from automodel_models_llm.locations import locate
 
 
 def test_a_package_is_found_without_being_imported():

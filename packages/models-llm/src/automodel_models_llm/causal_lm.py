@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from automodel import InputError
 from automodel.notices import notice
-from automodel.suggest import did_you_mean
-
-from automodel_models_llm.gguf_files import converted_tokenizer, load_gguf
-from automodel_models_llm.locations import Location, locate, unreachable
-from automodel_models_llm.options import apply_liger, check_attention, dtype_name, usable_attention
-from automodel_models_llm.saving import save_where_called
-from automodel_models_llm.tokenizers import load_tokenizer
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import torch
+from automodel_huggingface.gguf_files import converted_tokenizer
+from automodel_huggingface.locations import Location, locate
+from automodel_huggingface.models import PretrainedModel, RandomModel
+from automodel_huggingface.options import check_attention, dtype_name
+from automodel_huggingface.tokenizers import load_tokenizer
 
 
 def from_pretrained(
@@ -120,23 +111,12 @@ def from_config(
     )
 
 
-@dataclass(frozen=True)
-class PretrainedCausalLM:
-    """An `automodel.interfaces.ModelSource` with a checkpoint."""
+@dataclass(frozen=True, kw_only=True)
+class PretrainedCausalLM(PretrainedModel):
+    """A causal language model with a checkpoint."""
 
-    location: Location
-    dtype: str
-    attention: str
-    use_liger_kernel: bool
-    quantization_config: Any
-    revision: str | None
-    cache_dir: str | None
-    trust_remote_code: bool
-
-    @property
-    def name(self) -> str:
-        """The Hub id, directory or package location."""
-        return self.location.name
+    auto_class = "AutoModelForCausalLM"
+    noun = "causal language model"
 
     def load_processor(self) -> Any:
         """Load the tokenizer, with a pad token and a maximum length.
@@ -146,124 +126,15 @@ class PretrainedCausalLM:
         """
         return _load_tokenizer(self.location, self.revision, self.cache_dir, self.trust_remote_code)
 
-    def load_module(self, device: torch.device) -> torch.nn.Module:
-        """Load the model on the device.
 
-        Raises:
-            InputError: the location does not hold such a model.
-        """
-        _quiet_unless_terminal()
-        attention = usable_attention(self.attention, device)
-        module: Any
-        if self.location.gguf is not None:
-            path = self.location.gguf_path(self.revision, self.cache_dir)
-            module = load_gguf(path, "float32" if self.dtype == "auto" else self.dtype, attention)
-        else:
-            module = self._load_checkpoint(attention, device)
-        module.name_or_path = self.name  # what an adapter's configuration calls its base; for GGUF not a cache's path
-        return _ready(module, device, self.use_liger_kernel)
+@dataclass(frozen=True, kw_only=True)
+class RandomCausalLM(RandomModel):
+    """A causal language model without a checkpoint."""
 
-    def empty_module(self, device: torch.device) -> torch.nn.Module:
-        """Make the model without values, for the device that it will lie on.
+    auto_class = "AutoModelForCausalLM"
+    noun = "causal language model"
 
-        Raises:
-            InputError: the location does not hold such a model, or it is to be quantised.
-        """
-        # imports torch, which data and tokenizers do without
-        from automodel_models_llm.meta import meta_model, take_generation_config
-
-        _quiet_unless_terminal()
-        location = self._plain_location()
-        config = self._config(location)
-        if self.quantization_config is not None or getattr(config, "quantization_config", None) is not None:
-            raise InputError(
-                f"a quantised model ({self.name}) is loaded whole and cannot be sharded: use distributed: "
-                "{_target_: ddp}, or a model that is not quantised"
-            )
-        dtype = self.dtype
-        if dtype == "auto":
-            dtype = "float32" if self.location.gguf is not None else str(config.dtype or "float32")
-        module = meta_model(config, dtype, usable_attention(self.attention, device), self.trust_remote_code)
-        module.name_or_path = self.name
-        take_generation_config(module, location, self.revision, self.cache_dir)
-        return _ready(module, device, self.use_liger_kernel)
-
-    def load_weights(self, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Give a module of `empty_module` its values; of sharded tensors each process reads its part."""
-        import torch
-
-        from automodel_models_llm.meta import fill_from_directory, fill_from_whole, fresh_buffers, weights_directory
-
-        fresh_buffers(module)
-        location = self._plain_location()
-        directory = None if location.gguf is not None else weights_directory(location, self.revision, self.cache_dir)
-        if directory is None or not fill_from_directory(tensors, directory):
-            fill_from_whole(tensors, self.load_module, torch.device("cpu"))
-
-    def _plain_location(self) -> Location:
-        """The location; of a GGUF file the directory it was converted to, if that is kept."""
-        if self.location.gguf is None:
-            return self.location
-        from automodel_models_llm.meta import conversion
-
-        gguf = self.location.gguf_path(self.revision, self.cache_dir)
-        directory = conversion(gguf, "float32" if self.dtype == "auto" else self.dtype)
-        return self.location if directory is None else Location(self.location.name, directory)
-
-    def _config(self, location: Location) -> Any:
-        from transformers import AutoConfig
-
-        try:
-            return AutoConfig.from_pretrained(
-                location.source,
-                revision=self.revision,
-                cache_dir=self.cache_dir,
-                trust_remote_code=self.trust_remote_code,
-                **({} if location.gguf is None else {"gguf_file": location.gguf}),
-            )
-        except (OSError, ValueError) as error:
-            if location.directory is None and isinstance(error, OSError):
-                raise InputError(unreachable(self.name, self.revision, error)) from error
-            raise InputError(f"the model {self.name} cannot be loaded: {error}") from error
-
-    def _load_checkpoint(self, attention: str, device: torch.device) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        # quantised weights are made on the device and stay there; the rest is moved at the end
-        placement = {} if self.quantization_config is None else {"device_map": {"": device}}
-        try:
-            return AutoModelForCausalLM.from_pretrained(
-                self.location.source,
-                dtype=self.dtype,
-                attn_implementation=attention,
-                quantization_config=self.quantization_config,
-                revision=self.revision,
-                cache_dir=self.cache_dir,
-                trust_remote_code=self.trust_remote_code,
-                **placement,
-            )
-        except (OSError, ValueError, ImportError) as error:
-            if self.location.directory is None and isinstance(error, OSError):
-                raise InputError(unreachable(self.name, self.revision, error)) from error
-            raise InputError(f"the model {self.name} cannot be loaded: {error}") from error
-
-
-@dataclass(frozen=True)
-class RandomCausalLM:
-    """An `automodel.interfaces.ModelSource` without a checkpoint."""
-
-    config: Location | dict[str, Any]
     tokenizer: Location
-    dtype: str
-    attention: str
-    use_liger_kernel: bool
-    revision: str | None
-    trust_remote_code: bool
-
-    @property
-    def name(self) -> str:
-        """The configuration's place, or its model type."""
-        return self.config.name if isinstance(self.config, Location) else f"random {self.config['model_type']}"
 
     def load_processor(self) -> Any:
         """Load the tokenizer, with a pad token and a maximum length.
@@ -276,99 +147,16 @@ class RandomCausalLM:
             tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
         return tokenizer
 
-    def load_module(self, device: torch.device) -> torch.nn.Module:
-        """Make the model on the device.
-
-        Raises:
-            InputError: there is no such model type, or its settings contradict each other.
-        """
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        _quiet_unless_terminal()
-        config = self._transformers_config()
-        try:
-            with device:
-                module = AutoModelForCausalLM.from_config(
-                    config,
-                    dtype=getattr(torch, self.dtype),
-                    attn_implementation=usable_attention(self.attention, device),
-                    trust_remote_code=self.trust_remote_code,
-                )
-        except (ValueError, TypeError) as error:
-            raise InputError(f"no causal language model can be made from the config {self.name}: {error}") from error
-        return _ready(module, device, self.use_liger_kernel)
-
-    def empty_module(self, device: torch.device) -> torch.nn.Module:
-        """Make the model without values, for the device that it will lie on.
-
-        Raises:
-            InputError: there is no such model type, or its settings contradict each other.
-        """
-        from automodel_models_llm.meta import meta_model  # likewise
-
-        _quiet_unless_terminal()
-        attention = usable_attention(self.attention, device)
-        module = meta_model(self._transformers_config(), self.dtype, attention, self.trust_remote_code)
-        return _ready(module, device, self.use_liger_kernel)
-
-    def load_weights(self, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Draw the values that `load_module` would draw, and give each process its part."""
-        from automodel_models_llm.meta import fill_from_whole, fresh_buffers
-
-        fresh_buffers(module)
-        fill_from_whole(tensors, self.load_module, next(iter(tensors.values())).device)
-
-    def _transformers_config(self) -> Any:
-        from huggingface_hub.errors import StrictDataclassError
-        from transformers import CONFIG_MAPPING, AutoConfig
-
-        if isinstance(self.config, dict):
-            settings = dict(self.config)
-            model_type = settings.pop("model_type")
-            if model_type not in CONFIG_MAPPING:
-                raise InputError(
-                    f"transformers knows no model_type {model_type}{did_you_mean(model_type, CONFIG_MAPPING)}"
-                )
-            tokenizer = self.load_processor()
-            for token in ("bos_token_id", "eos_token_id"):  # with a pad_token_id its embedding would get no gradient
-                settings.setdefault(token, getattr(tokenizer, token))
-            settings.setdefault("vocab_size", len(tokenizer))
-            try:
-                return CONFIG_MAPPING[model_type](**settings)
-            except (StrictDataclassError, ValueError, TypeError) as error:
-                raise InputError(f"the config of {self.name} is not valid: {error.__cause__ or error}") from error
-        try:
-            kwargs = {"gguf_file": self.config.gguf} if self.config.gguf is not None else {}
-            return AutoConfig.from_pretrained(
-                self.config.source, revision=self.revision, trust_remote_code=self.trust_remote_code, **kwargs
-            )
-        except OSError as error:
-            raise InputError(unreachable(self.config.name, self.revision, error)) from error
+    def complete(self, settings: dict[str, Any]) -> None:
+        """Take the number of words and the special tokens from the tokenizer."""
+        tokenizer = self.load_processor()
+        for token in ("bos_token_id", "eos_token_id"):  # with a pad_token_id its embedding would get no gradient
+            settings.setdefault(token, getattr(tokenizer, token))
+        settings.setdefault("vocab_size", len(tokenizer))
 
 
 def _load_tokenizer(location: Location, revision: str | None, cache_dir: str | None, trust_remote_code: bool) -> Any:
     if location.gguf is not None:
-        directory: Path = converted_tokenizer(location.gguf_path(revision, cache_dir))
+        directory = converted_tokenizer(location.gguf_path(revision, cache_dir))
         location = Location(location.name, directory)
     return load_tokenizer(location, revision, cache_dir, trust_remote_code)
-
-
-def _ready(module: Any, device: torch.device, use_liger_kernel: bool) -> torch.nn.Module:
-    if str(module.dtype) == "torch.float16":  # also where the checkpoint's own data type was taken
-        notice(
-            "the model is in float16, for which there is no loss scaling here: small gradients, and the eps of AdamW, "
-            "become 0; torch_dtype: bfloat16 is safer"
-        )
-    save_where_called(module)
-    if use_liger_kernel:
-        apply_liger(module, device)
-    return module if module.device.type == "meta" else module.to(device)
-
-
-def _quiet_unless_terminal() -> None:
-    """Keep transformers from drawing progress bars, now and when a checkpoint is saved, where no person watches."""
-    from transformers.utils import logging
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from automodel_models_llm.bad_rows import BadRowError
+from automodel_huggingface.bad_rows import BadRowError
+
 from automodel_models_llm.row_formats import Conversation, Message, has_loss
 
 Span = tuple[int, int]

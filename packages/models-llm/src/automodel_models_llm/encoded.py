@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from automodel import InputError
 from automodel.notices import notice
+from automodel_huggingface.bad_rows import RowReport
+from automodel_huggingface.cache import cache_directory, one_at_a_time, publish
+from automodel_huggingface.sources import Row
 
-from automodel_models_llm.bad_rows import RowReport
-from automodel_models_llm.cache import cache_directory, one_at_a_time, publish
 from automodel_models_llm.encoding import Encoded, Encoder
-from automodel_models_llm.sources import Row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

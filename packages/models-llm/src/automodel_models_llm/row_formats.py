@@ -9,8 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from automodel import InputError
 from automodel.suggest import did_you_mean
-
-from automodel_models_llm.bad_rows import BadRowError, kind_name
+from automodel_huggingface.bad_rows import BadRowError, kind_name
 
 Message: TypeAlias = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")

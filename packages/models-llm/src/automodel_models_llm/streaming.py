@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from automodel import InputError
+from automodel_huggingface.bad_rows import RowReport
+from automodel_huggingface.sources import Row
 from torch.utils.data import IterableDataset, get_worker_info
 
-from automodel_models_llm.bad_rows import RowReport
 from automodel_models_llm.encoding import Encoder
-from automodel_models_llm.sources import Row
 
 _MAX_WORKERS = 4096  # more than any machine starts; each has its places in shared memory
 

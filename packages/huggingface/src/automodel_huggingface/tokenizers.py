@@ -8,7 +8,7 @@ from typing import Any
 
 from automodel import InputError
 
-from automodel_models_llm.locations import Location, unreachable
+from automodel_huggingface.locations import Location, unreachable
 
 _PLAIN_CLASSES = {"TokenizersBackend", "PreTrainedTokenizerFast"}
 _UNSET_LENGTH = 1_000_000_000  # transformers writes 1e30 for «not known»

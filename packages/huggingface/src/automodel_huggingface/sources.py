@@ -11,8 +11,8 @@ from typing import IO, Any, NamedTuple, cast
 
 from automodel import InputError
 
-from automodel_models_llm.bad_rows import BadRowError, kind_name
-from automodel_models_llm.files import file_kind
+from automodel_huggingface.bad_rows import BadRowError, kind_name
+from automodel_huggingface.files import file_kind
 
 _NOT_AN_OBJECT = "not a JSON object of columns, but "
 _WHITESPACE = " \t\n\r"
@@ -184,7 +184,7 @@ def load_hub(name: str, config: str | None, split: str | None, streaming: bool) 
     except ImportError as error:
         raise InputError(
             f"there is no file or directory {name} here, and reading the Hub data set of that name needs the package "
-            f"`datasets`: install automodel-models-llm[hub]"
+            f"`datasets`: install automodel-huggingface[hub]"
         ) from error
     if split is None:
         raise InputError(f"the Hub data set {name} needs a `split:` (train, validation, train[:1000], ...)")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from automodel import InputError
 from automodel.notices import notice
 
-from automodel_models_llm.cache import cache_directory, one_at_a_time, publish
-from automodel_models_llm.saving import save_where_called
+from automodel_huggingface.cache import cache_directory, one_at_a_time, publish
+from automodel_huggingface.saving import save_where_called
 
 if TYPE_CHECKING:
     import torch

@@ -14,26 +14,26 @@ from automodel.parallel.process_group import is_first, local_rank
 from automodel.parallel.weights import broadcast_weights, read_safetensors
 from torch import Tensor, nn
 
-from automodel_models_llm.gguf_files import converted_model, kept_model
-from automodel_models_llm.locations import Location, unreachable
+from automodel_huggingface.gguf_files import converted_model, kept_model
+from automodel_huggingface.locations import Location, unreachable
 
 
-def meta_model(config: Any, dtype: str, attention: str, trust_remote_code: bool) -> Any:
-    """The model of a transformers config on the meta device.
+def meta_model(auto_class: str, noun: str, config: Any, dtype: str, attention: str, trust_remote_code: bool) -> Any:
+    """The model that an auto class of transformers makes from a config, on the meta device.
 
     Raises:
-        InputError: the config is of no causal language model, or contradicts itself.
+        InputError: the config is of no such model (which people call `noun`), or contradicts itself.
     """
     try:
         with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(
+            return getattr(transformers, auto_class).from_config(
                 config,
                 dtype=getattr(torch, dtype.removeprefix("torch.")),
                 attn_implementation=attention,
                 trust_remote_code=trust_remote_code,
             )
     except (ValueError, TypeError) as error:
-        raise InputError(f"no causal language model can be made from its config: {error}") from error
+        raise InputError(f"no {noun} can be made from its config: {error}") from error
 
 
 def take_generation_config(module: Any, location: Location, revision: str | None, cache_dir: str | None) -> None:

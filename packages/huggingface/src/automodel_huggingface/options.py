@@ -87,7 +87,7 @@ def apply_liger(module: Any, device: torch.device) -> None:
     if device.type == "cpu":
         reason = "Liger needs an accelerator and this run is on the CPU"
     elif importlib.util.find_spec("liger_kernel") is None:
-        reason = "install automodel-models-llm[liger]"
+        reason = "install automodel-huggingface[liger]"
     else:
         # Liger 0.8: private, but the only call that patches one model instead of a class, and the one that
         # transformers' Trainer makes. Its loss is left out: core computes the loss from the logits.

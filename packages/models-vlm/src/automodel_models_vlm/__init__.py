@@ -1,0 +1,1 @@
+"""Vision-language models and image-text data sets for AutoModel."""
