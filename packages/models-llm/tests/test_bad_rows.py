@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -199,7 +200,8 @@ def test_every_kind_of_file_gives_the_same_samples(tokenizer, tmp_path):
         (["{}/train.jsonl", "{}/train.jsonl"], "names a file twice"),
     ],
 )
-def test_data_that_is_not_there_is_told(path, why, tokenizer, write, tmp_path):
+def test_data_that_is_not_there_is_told(path, why, tokenizer, write, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if the extra `hub` were not installed
     write(GOOD)
     (tmp_path / "notes.txt").touch()
     (tmp_path / "empty").mkdir()

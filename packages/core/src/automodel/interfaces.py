@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +68,14 @@ class ModelSource(Protocol):
             tensors: its parameters and persistent buffers by the names they had, to be filled in place. They may be
                 DTensors, of which this process reads only its part. All processes call this together.
         """
+
+
+@runtime_checkable
+class CollatingDataset(Protocol):
+    """A data set whose samples are no plain `input_ids` and `labels`: it says how they become a micro-batch."""
+
+    def default_collate(self, processor: Any) -> Collate:
+        """Return the collate function for where `dataloader.collate_fn` says nothing; it can be pickled."""
 
 
 class Peft(Protocol):

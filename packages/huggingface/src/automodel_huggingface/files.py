@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from automodel import InputError
@@ -37,6 +38,23 @@ def find_files(data_path: str | Sequence[str], split: str | None) -> list[Path] 
     if doubled:
         raise InputError(f"data_path names a file twice: {', '.join(doubled)}")
     return files
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """Changes when the content or the order of the files does.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"the data file {path} cannot be read: {error}") from error
+        digest.update(str(path.suffixes).encode())
+    return digest.hexdigest()
 
 
 def _is_hub_name(part: str) -> bool:

@@ -162,20 +162,3 @@ def _threads() -> Iterator[None]:
         yield
     finally:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
-def digest_of_files(files: Iterable[Path]) -> str:
-    """Changes when the content or the order of the files does.
-
-    Raises:
-        InputError: a file cannot be read.
-    """
-    digest = hashlib.sha256()
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise InputError(f"the data file {path} cannot be read: {error}") from error
-        digest.update(str(path.suffixes).encode())
-    return digest.hexdigest()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from automodel import InputError
 from automodel_huggingface.bad_rows import BadRowError, RowReport
+from automodel_huggingface.chat import ChatTemplate, Span
+from automodel_huggingface.conversations import Conversation
 from automodel_huggingface.sources import Row
 
-from automodel_models_llm.chat import ChatTemplate, Span
-from automodel_models_llm.row_formats import Completion, Conversation, RowFormats, Text
+from automodel_models_llm.row_formats import Completion, RowFormats, Text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

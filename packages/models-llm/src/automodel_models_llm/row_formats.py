@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from automodel import InputError
 from automodel.suggest import did_you_mean
 from automodel_huggingface.bad_rows import BadRowError, kind_name
-
-Message: TypeAlias = dict[str, Any]
-ROLES = ("system", "developer", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages for the chat template. The assistant's turns from index `num_context` on carry loss, unless they say
-    `weight: 0`.
-    """
-
-    messages: list[Message]
-    tools: list[Any] | None = None
-    num_context: int = 0
+from automodel_huggingface.conversations import Conversation, Message, has_loss, parsed, read_messages
 
 
 @dataclass(frozen=True)
@@ -106,7 +91,7 @@ class RowFormats:
         given = {column: value for column, value in columns.items() if value is not None}
         for column in _CHAT_COLUMNS:
             if column in given:
-                return self._conversation(_messages(column, given[column]), given.get("tools"))
+                return self._conversation(read_messages(column, given[column], _text_content), given.get("tools"))
         for form in PROMPT_FORMATS:
             if form.prompt in given and (answer := next((column for column in form.answers if column in given), None)):
                 return self._question(form, answer, given)
@@ -127,7 +112,9 @@ class RowFormats:
 
     def _question(self, form: PromptFormat, answer: str, given: Mapping[str, Any]) -> Conversation | Completion:
         if isinstance(given[form.prompt], list):  # both are messages
-            context, completion = _messages(form.prompt, given[form.prompt]), _messages(answer, given[answer])
+            context, completion = (
+                read_messages(column, given[column], _text_content) for column in (form.prompt, answer)
+            )
             return self._conversation([*context, *completion], given.get("tools"), num_context=len(context))
         parts = [_text(form.prompt, given[form.prompt])]
         for column in form.contexts:
@@ -145,17 +132,12 @@ class RowFormats:
             messages = [{"role": "system", "content": self.system_prompt}, *messages]
             num_context += 1
         if isinstance(tools, str):
-            tools = _parsed("tools", tools)
+            tools = parsed("tools", tools)
         if tools is not None and not isinstance(tools, list):
             raise BadRowError(f"the column `tools` is {kind_name(tools)}, not a list of tools")
         if not any(has_loss(message) for message in messages[num_context:]):
             raise BadRowError("no turn of the assistant to learn from")
         return Conversation(messages, tools or None, num_context)
-
-
-def has_loss(message: Message) -> bool:
-    """Whether a message is a turn of the assistant that is learnt from."""
-    return message["role"] == "assistant" and message.get("weight", 1) != 0
 
 
 def _text(column: str, value: Any) -> str:
@@ -166,54 +148,17 @@ def _text(column: str, value: Any) -> str:
     return value
 
 
-def _parsed(column: str, value: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise BadRowError(f"the column `{column}` is text, but no JSON: {error.msg} at column {error.colno}") from error
-
-
-def _messages(column: str, value: Any) -> list[Message]:
-    if isinstance(value, str):  # as CSV files have it
-        value = _parsed(column, value)
-    if not isinstance(value, list):
-        raise BadRowError(f"the column `{column}` is {kind_name(value)}, not a list of messages")
-    if not value:
-        raise BadRowError(f"the column `{column}` is an empty list")
-    return [_message(f"message {number} of `{column}`", message) for number, message in enumerate(value, start=1)]
-
-
-def _message(which: str, value: Any) -> Message:
-    if not isinstance(value, dict):
-        raise BadRowError(f"{which} is {kind_name(value)}, not an object with role and content")
-    message = {key: item for key, item in value.items() if item is not None}
-    if "from" in message and "value" in message:
-        speaker = message.pop("from")
-        message |= {"role": _SHAREGPT_ROLES.get(speaker, speaker), "content": message.pop("value")}
-    role = message.get("role")
-    if role is None:
-        raise BadRowError(f"{which} has no `role`; it has {', '.join(message) or 'nothing'}")
-    if role not in ROLES:
-        raise BadRowError(f"{which} has the unknown role {role!r}{did_you_mean(str(role), ROLES)}")
-    if isinstance(message.get("content"), list):
-        message["content"] = _joined(which, message["content"])
-    content = message.get("content")
-    if content is None and not (role == "assistant" and message.get("tool_calls")):
-        raise BadRowError(f"{which} ({role}) has no `content`")
-    if content is not None and not isinstance(content, str):
+def _text_content(which: str, content: Any) -> str:
+    """The text of content, which may be in parts, `[{"type": "text", "text": ...}, ...]`."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
         raise BadRowError(f"the content of {which} is {kind_name(content)}, not text")
-    if role == "assistant" and not (content or "").strip() and not message.get("tool_calls"):
-        raise BadRowError(f"{which} (assistant) is empty")
-    return message
-
-
-def _joined(which: str, parts: Sequence[Any]) -> str:
-    """The text of content in parts, `[{"type": "text", "text": ...}, ...]`."""
-    for part in parts:
+    for part in content:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else kind_name(part)
             raise BadRowError(f"the content of {which} holds a part of type {kind}; a text model reads only text")
-    return "".join(part["text"] for part in parts)
+    return "".join(part["text"] for part in content)
 
 
 def _missing(columns: Mapping[str, Any], given: Mapping[str, Any]) -> str:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from automodel import InputError
 from automodel.notices import notice
 from automodel_huggingface.bad_rows import RowReport
-from automodel_huggingface.files import find_files
+from automodel_huggingface.files import digest_of_files, find_files
 from automodel_huggingface.sources import Row, hub_rows, load_hub, read_rows
 
-from automodel_models_llm.encoded import EncodedDataset, digest_of_files, encode_all
+from automodel_models_llm.encoded import EncodedDataset, encode_all
 from automodel_models_llm.encoding import Encoder
 from automodel_models_llm.row_formats import RowFormats
 

@@ -1,4 +1,4 @@
-"""`automodel train` and its other spelling `automodel finetune llm`."""
+"""`automodel train` and its other spellings `automodel finetune llm` and `vlm`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def train(
 
 @click.group()
 def finetune() -> None:
-    """The same as train: `automodel finetune llm -c recipe.yaml`."""
+    """The same as train: `automodel finetune llm -c recipe.yaml`, and `vlm` for vision-language models."""
 
 
 finetune.add_command(train, "llm")
+finetune.add_command(train, "vlm")

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import IterableDataset
 
 from automodel.errors import InputError
-from automodel.interfaces import Batch, Collate
+from automodel.interfaces import Batch, Collate, CollatingDataset
 from automodel.notices import notice
 from automodel.training.collate import pad
 from automodel.training.data_workers import end_with_parent, without_main, worker_context
@@ -31,7 +31,7 @@ class DataLoader:
         shuffle: a new order each epoch; null shuffles unless the data set is iterable or `sampler` says otherwise.
         sampler: `distributed` and `random` shuffle, `sequential` does not; every one shares the samples among the
             processes.
-        collate_fn: makes a micro-batch of samples; null pads text (`pad`).
+        collate_fn: makes a micro-batch of samples; null is the data set's own, or pads text (`pad`).
         num_workers: processes that load samples; 0 loads in the training process.
         pin_memory: copy micro-batches through pinned memory, for accelerators.
         drop_last: leave out the last micro-batches of an epoch that do not fill one for every process.
@@ -85,8 +85,9 @@ class DataLoader:
         if num_workers > cores and not self._iterable:
             notice(f"num_workers: {num_workers} is more than this machine's {cores} cores: {cores} are started")
             num_workers = cores
+        is_plain = collate_fn is None and not isinstance(dataset, CollatingDataset)
         options: dict[str, Any] = {
-            "collate_fn": collate_fn or pad(processor),
+            "collate_fn": collate_fn or (pad(processor) if is_plain else dataset.default_collate(processor)),
             "num_workers": num_workers,
             "pin_memory": pin_memory,
             # a generator of its own, so that starting workers draws nothing from the run's generators
@@ -94,7 +95,7 @@ class DataLoader:
         }
         if num_workers:
             modules = {type(dataset).__module__}
-            if self._iterable or collate_fn is not None:  # which may hold the processor
+            if self._iterable or not is_plain:  # which may hold the processor
                 modules.add(type(processor).__module__)
             options |= {
                 "persistent_workers": persistent_workers,

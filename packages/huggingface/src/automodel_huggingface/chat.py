@@ -6,8 +6,7 @@ import re
 from typing import Any
 
 from automodel_huggingface.bad_rows import BadRowError
-
-from automodel_models_llm.row_formats import Conversation, Message, has_loss
+from automodel_huggingface.conversations import Conversation, Message, content_text, has_loss
 
 Span = tuple[int, int]
 _OTHER = "7b1e5f"  # a content that no template changes
@@ -15,7 +14,7 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class ChatTemplate:
-    """A tokenizer's chat template.
+    """The chat template of a tokenizer, or of a processor for the tokenizer it has.
 
     A turn of the assistant is what the model has to say once it is asked to go on: everything after the generation
     prompt, up to and with the end-of-turn token. A template with `{% generation %}` markers says so itself. For the
@@ -23,8 +22,8 @@ class ChatTemplate:
     assistant has nothing that could be rendered up to there: its first turn is found by its content.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, template: str | None = None) -> None:
+        self._tokenizer, self._template = tokenizer, template
         self._special = tuple(sorted(tokenizer.all_special_tokens, key=len, reverse=True))
         self._special += tuple(str(token) for token in tokenizer.added_tokens_decoder.values())
 
@@ -34,7 +33,7 @@ class ChatTemplate:
         Raises:
             BadRowError: the template refuses the conversation, or a turn cannot be found in its text.
         """
-        template = self._tokenizer.get_chat_template(None, conversation.tools)
+        template = self._tokenizer.get_chat_template(self._template, conversation.tools)
         calls = any(message.get("tool_calls") for message in conversation.messages)
         for word, present in (("tools", conversation.tools), ("tool_calls", calls)):
             if present and word not in template:
@@ -67,7 +66,7 @@ class ChatTemplate:
         Its content stands where the template puts any other content. What the model says begins with the generation
         prompt's end, as in later turns: white space between that and the content belongs to the turn.
         """
-        content = (conversation.messages[0].get("content") or "").strip()
+        content = content_text(conversation.messages[0]).strip()
         other, question = (
             Conversation([{"role": role, "content": _OTHER}], conversation.tools) for role in ("assistant", "user")
         )
@@ -98,7 +97,7 @@ class ChatTemplate:
         closing = next((token for token in self._special if through.rstrip().endswith(token)), None)
         end = text.find(closing, start) if closing is not None else -1
         said = text[start:end].strip()
-        content = message.get("content") or ""
+        content = content_text(message)
         if closing is None or end < 0 or not said or said not in content or message.get("tool_calls"):
             raise BadRowError(
                 "the chat template writes a turn of the assistant differently once more turns follow, so it cannot be "
@@ -116,6 +115,7 @@ class ChatTemplate:
             return self._tokenizer.apply_chat_template(
                 [_visible(message) for message in conversation.messages[:num_messages]],
                 tools=conversation.tools,
+                chat_template=self._template,
                 tokenize=False,
                 add_generation_prompt=ask,
             )

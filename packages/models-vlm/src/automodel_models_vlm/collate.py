@@ -1,0 +1,157 @@
+"""From conversations with images to a micro-batch: the processor's tensors, and labels on what the assistant says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from automodel import InputError
+from automodel.interfaces import Batch
+from automodel.training.collate import IGNORED_LABEL
+from automodel_huggingface.bad_rows import BadRowError
+from automodel_huggingface.chat import ChatTemplate, Span
+from numpy.typing import NDArray
+
+
+def conversations(
+    processor: Any,
+    start_of_response_token: str | None = None,
+    max_length: int | None = None,
+    pad_to_multiple_of: int | None = None,
+) -> Conversations:
+    """Conversations with images, for every family of models: the processor knows what its model wants.
+
+    Loss is on what the assistant says, in all of its turns, up to and with the end of each.
+
+    Args:
+        processor: of the model.
+        start_of_response_token: what stands before each answer, such as "<start_of_turn>model\\n"; null finds it from
+            the chat template. Where it stands before no answer, that is an error.
+        max_length: tokens that a row may have, images included; longer ones are an error, since an image cannot be cut.
+        pad_to_multiple_of: round the length up to a multiple of this.
+
+    Raises:
+        InputError: the processor has no chat template, or a value is out of range.
+    """
+    if max_length is not None and max_length < 2:
+        raise InputError(f"max_length: {max_length} leaves nothing to learn from")
+    if pad_to_multiple_of is not None and pad_to_multiple_of < 1:
+        raise InputError(f"pad_to_multiple_of must be at least 1, not {pad_to_multiple_of}")
+    if start_of_response_token == "":
+        raise InputError("start_of_response_token is empty; leave it out to find it from the chat template")
+    if not (processor.chat_template or processor.tokenizer.chat_template):
+        raise InputError("the processor has no chat template, which conversations need")
+    return Conversations(processor, start_of_response_token, max_length, pad_to_multiple_of)
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """A collate function for samples of `conversation`, `images` and `place`."""
+
+    processor: Any = field(repr=False)
+    start_of_response_token: str | None
+    max_length: int | None
+    pad_to_multiple_of: int | None
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> Batch:
+        """Rows padded on the right: the model's inputs, and `labels` (B, L).
+
+        Raises:
+            InputError: a row is too long, its template or processor refuses it, or its answers are not found.
+        """
+        rendered = [self._rendered(sample) for sample in samples]
+        places = ", ".join(str(sample["place"]) for sample in samples)
+        try:
+            batch = self.processor(
+                text=[text for text, _ in rendered],
+                images=[sample["images"] for sample in samples],
+                add_special_tokens=False,  # a chat template writes them all
+                padding=True,
+                padding_side="right",
+                pad_to_multiple_of=self.pad_to_multiple_of,
+                return_tensors="pt",
+            )
+        except (ValueError, TypeError, IndexError) as error:
+            raise InputError(f"the processor refuses the images or texts of {places}: {error}") from error
+        ids_BL = batch["input_ids"].numpy()
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        labels_BL = np.full_like(ids_BL, IGNORED_LABEL)
+        for sample, (text, spans), ids, labels, length in zip(
+            samples, rendered, ids_BL, labels_BL, lengths, strict=True
+        ):
+            if self.max_length is not None and length > self.max_length:
+                raise InputError(
+                    f"{sample['place']} has {length} tokens with its images, more than max_length: {self.max_length}; "
+                    "raise it, let the model's `processor` make smaller images, or leave the row out"
+                )
+            for start, end in self._answers(text, spans, ids[:length], sample["place"]):
+                labels[start:end] = ids[start:end]
+        return {**batch, "labels": torch.from_numpy(labels_BL)}
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self.processor.tokenizer, self.processor.chat_template)
+
+    def _rendered(self, sample: Mapping[str, Any]) -> tuple[str, list[Span]]:
+        """The text with a placeholder for each image, and the spans of characters that carry loss."""
+        try:
+            text, spans = self._template.render(sample["conversation"])
+        except BadRowError as error:
+            raise InputError(f"{sample['place']}: {error}") from error
+        if self.start_of_response_token is None:
+            return text, spans
+        return text, [self._after_marker(text, span, sample["place"]) for span in spans]
+
+    def _after_marker(self, text: str, span: Span, place: str) -> Span:
+        marker = self.start_of_response_token
+        assert marker is not None
+        start, end = span
+        if text.endswith(marker, 0, start):
+            return span
+        found = text.rfind(marker, max(0, start - len(marker)), end)  # where it ends within the turn
+        if found < 0:
+            raise InputError(
+                f"start_of_response_token: {marker!r} does not stand before an answer of {place}. The text is\n"
+                f"  {text!r}\nof which this is the answer:\n  {text[start:end]!r}\n"
+                "Leave start_of_response_token out to find answers by the chat template"
+            )
+        return found + len(marker), end
+
+    def _answers(self, text: str, spans: Sequence[Span], ids: NDArray[np.int64], place: str) -> list[Span]:
+        """The spans of `ids` that are those spans of the text.
+
+        The processor writes many tokens for each image, so they stand elsewhere than in the text; but between images
+        both have the same tokens. From the end on, each answer is found with the token before it.
+        """
+        encoded = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        tokens = np.asarray(encoded["input_ids"], dtype=ids.dtype)
+        offsets = np.asarray(encoded["offset_mapping"])
+        found, before = [], len(ids)
+        for start, end in reversed(spans):
+            inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
+            first, last = int(inside[0]), int(inside[-1]) + 1
+            context = min(first, 1)
+            position = _find_last(ids[:before], tokens[first - context : last])
+            if position is None:
+                raise InputError(
+                    f"an answer of {place} is not found among its tokens: {text[start:end]!r} in\n"
+                    f"  {self.processor.decode(ids)!r}"
+                )
+            found.append((position + context, position + last - first + context))
+            before = position + context
+        return found
+
+
+def _find_last(ids: NDArray[np.int64], pattern: NDArray[np.int64]) -> int | None:
+    """Where the pattern last stands in `ids`."""
+    content, wanted, size = ids.tobytes(), pattern.tobytes(), ids.itemsize
+    end = len(content)
+    while (position := content.rfind(wanted, 0, end)) >= 0:
+        if position % size == 0:
+            return position // size
+        end = position + len(wanted) - 1  # the bytes of two neighbours, no token
+    return None

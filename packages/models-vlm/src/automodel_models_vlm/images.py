@@ -1,0 +1,68 @@
+"""Images as rows have them: decoded where they are used, with a reason where they cannot be."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from automodel_huggingface.bad_rows import BadRowError, kind_name
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+
+def check_image(value: Any, directory: Path) -> None:
+    """Check that an image is there, without decoding it.
+
+    Raises:
+        BadRowError: it is of a kind that is not read, or its file is missing.
+    """
+    source = _source(value, directory)
+    if isinstance(source, Path) and not source.is_file():
+        raise BadRowError(f"there is no image file {source}")
+
+
+def load_image(value: Any, directory: Path) -> Image.Image:
+    """Decode an image to RGB, turned as its EXIF data say.
+
+    Args:
+        value: a path, `data:image/...;base64,...`, bytes, `{bytes, path}` as `datasets` has them, or a PIL image.
+        directory: what relative paths start from: that of the file with the row.
+
+    Raises:
+        BadRowError: it is missing or broken.
+    """
+    source = _source(value, directory)
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    name = str(source) if isinstance(source, Path) else f"of {len(source):,} bytes"
+    try:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as error:
+        raise BadRowError(f"there is no image file {name}") from error
+    except UnidentifiedImageError as error:
+        raise BadRowError(f"the image {name} is broken, or no image") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of them
+        raise BadRowError(f"the image {name} is broken: {error}") from error
+
+
+def _source(value: Any, directory: Path) -> Path | bytes | Image.Image:
+    if isinstance(value, Mapping):
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if value is None:
+        raise BadRowError("an image is null")
+    if isinstance(value, bytes | Image.Image):
+        return value
+    if not isinstance(value, str):
+        raise BadRowError(f"an image is {kind_name(value)}, not a path, base64 text or bytes")
+    if value.startswith("data:"):
+        try:
+            return base64.b64decode(value.partition(",")[2], validate=True)
+        except binascii.Error as error:
+            raise BadRowError(f"an image is no base64 text: {error}") from error
+    if value.startswith(("http://", "https://")):
+        raise BadRowError(f"the image {value[:80]} is not fetched from the network: save it and name the file")
+    return directory / value.removeprefix("file://")

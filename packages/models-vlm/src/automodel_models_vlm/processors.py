@@ -1,0 +1,50 @@
+"""Load the processor of a vision-language model: its tokenizer, its image processor and its chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from automodel import InputError
+from automodel_huggingface.locations import Location, unreachable
+
+
+def load_processor(
+    location: Location,
+    settings: Mapping[str, Any],
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load the processor of a location; without a pad token it gets its end-of-text token as one.
+
+    Args:
+        location: a directory or a Hub id.
+        settings: of the processor, instead of the checkpoint's own.
+        revision: branch, tag or commit of the Hub repository.
+        cache_dir: where the Hub's files are kept.
+        trust_remote_code: run Python code that comes with it.
+
+    Raises:
+        InputError: the location has none, or the Hub does not give it, or its settings are refused.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(
+            location.source, revision=revision, cache_dir=cache_dir, trust_remote_code=trust_remote_code, **settings
+        )
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        if location.directory is None and isinstance(error, OSError):
+            raise InputError(unreachable(location.name, revision, error)) from error
+        raise InputError(f"the processor of {location.name} cannot be loaded: {error}") from error
+    if not hasattr(processor, "image_processor"):  # AutoProcessor gives what it finds, be it a tokenizer
+        raise InputError(
+            f"the model {location.name} has no processor of images: is it a model of text (model: causal-lm)?"
+        )
+    tokenizer = processor.tokenizer
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(f"the tokenizer of {location.name} has neither a pad nor an end-of-text token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return processor
