@@ -13,6 +13,7 @@ from automodel.suggest import did_you_mean
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 _SPLITS = ("train", "training", "validation", "valid", "val", "dev", "eval", "test")
+_ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # what `datasets` writes
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -86,7 +87,7 @@ def _files_of(part: str, split: str | None) -> list[Path]:
 def _files_in(directory: Path, split: str | None) -> list[Path]:
     # hidden files and directories are left to the tools that wrote them
     visible = [path for path in sorted(directory.glob("**/*")) if not _hidden(path.relative_to(directory))]
-    files = [path for path in visible if path.is_file() and file_kind(path)]
+    files = [path for path in visible if path.is_file() and file_kind(path) and path.name not in _ABOUT]
     if not files:
         raise InputError(f"the directory {directory} holds no data file ({', '.join(KINDS)})")
     splits = {path: _split_of(path.relative_to(directory)) for path in files}

@@ -51,15 +51,22 @@ def take_generation_config(module: Any, location: Location, revision: str | None
 def fresh_buffers(module: nn.Module) -> None:
     """Compute the buffers that no checkpoint holds, such as rotary frequencies.
 
-    transformers 5 has no public call for it: `_init_weights` is what each of its models overrides to do so, and it
-    leaves out parameters with the mark (5.23). test_meta.py tells when that changes.
+    transformers 5 has no public call for it: `_init_weights` is what each of its models overrides to do so, for its own
+    modules and not for those of a model within it, and it leaves out parameters with the mark (5.23). The tests called
+    test_models and test_meta tell when that changes.
     """
-    model: Any = module
-    for part in module.modules():
-        if part._non_persistent_buffers_set:
-            for parameter in part.parameters(recurse=False):
-                parameter._is_hf_initialized = True  # type: ignore[attr-defined]
-            model._init_weights(part)
+    _fresh_buffers(module, module)
+
+
+def _fresh_buffers(part: nn.Module, owner: Any) -> None:
+    if isinstance(part, transformers.PreTrainedModel):
+        owner = part
+    if part._non_persistent_buffers_set:
+        for parameter in part.parameters():  # SigLIP's embeddings draw those of their children
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+        owner._init_weights(part)
+    for child in part.children():
+        _fresh_buffers(child, owner)
 
 
 def weights_directory(location: Location, revision: str | None, cache_dir: str | None) -> Path | None:

@@ -265,13 +265,23 @@ def _listed(data_path: str | list[str]) -> list[str]:
 
 
 def _uses_template(tokenizer: Any, wanted: bool | None) -> bool:
+    _require_tokenizer(tokenizer)
     there = bool(tokenizer.chat_template)
     if wanted and not there:
         raise InputError("the tokenizer has no chat template, which this data set needs (use_chat_template: false)")
     return there if wanted is None else wanted
 
 
+def _require_tokenizer(processor: Any) -> None:
+    if hasattr(processor, "image_processor"):
+        raise InputError(
+            "this data set is for models of text, and the model reads images: use image-chat, image-text-pairs or "
+            "another data set of automodel-models-vlm"
+        )
+
+
 def _limit(tokenizer: Any, max_length: int | None) -> int | None:
+    _require_tokenizer(tokenizer)
     readable = int(tokenizer.model_max_length) if tokenizer.model_max_length < _UNSET_LENGTH else None
     if max_length is None:
         return readable

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -80,16 +81,20 @@ class Conversations:
         ids_BL = batch["input_ids"].numpy()
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         labels_BL = np.full_like(ids_BL, IGNORED_LABEL)
-        for sample, (text, spans), ids, labels, length in zip(
-            samples, rendered, ids_BL, labels_BL, lengths, strict=True
-        ):
+        encoded = self.processor.tokenizer(
+            [text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True
+        )
+        for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
             if self.max_length is not None and length > self.max_length:
                 raise InputError(
                     f"{sample['place']} has {length} tokens with its images, more than max_length: {self.max_length}; "
                     "raise it, let the model's `processor` make smaller images, or leave the row out"
                 )
-            for start, end in self._answers(text, spans, ids[:length], sample["place"]):
-                labels[start:end] = ids[start:end]
+            tokens = np.asarray(encoded["input_ids"][row], dtype=ids_BL.dtype)
+            answers = _tokens_within(rendered[row][1], encoded["offset_mapping"][row])
+            ids = ids_BL[row, :length]
+            for first, last in self._answers(tokens, answers, ids, sample["place"]):
+                labels_BL[row, first:last] = ids[first:last]
         return {**batch, "labels": torch.from_numpy(labels_BL)}
 
     @cached_property
@@ -112,7 +117,7 @@ class Conversations:
         start, end = span
         if text.endswith(marker, 0, start):
             return span
-        found = text.rfind(marker, max(0, start - len(marker)), end)  # where it ends within the turn
+        found = text.find(marker, max(0, start - len(marker)), end)  # where it ends within the turn
         if found < 0:
             raise InputError(
                 f"start_of_response_token: {marker!r} does not stand before an answer of {place}. The text is\n"
@@ -121,37 +126,45 @@ class Conversations:
             )
         return found + len(marker), end
 
-    def _answers(self, text: str, spans: Sequence[Span], ids: NDArray[np.int64], place: str) -> list[Span]:
-        """The spans of `ids` that are those spans of the text.
+    def _answers(
+        self, tokens: NDArray[np.int64], answers: Sequence[Span], ids: NDArray[np.int64], place: str
+    ) -> Iterator[Span]:
+        """Where those spans of `tokens`, which has one placeholder for each image, stand in `ids`.
 
-        The processor writes many tokens for each image, so they stand elsewhere than in the text; but between images
-        both have the same tokens. From the end on, each answer is found with the token before it.
+        The processor writes many tokens for each image, so they stand elsewhere there; but between images both have
+        the same tokens. From the end on, each answer is found where most of what stands before it agrees: the user may
+        have said the same.
         """
-        encoded = self.processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        tokens = np.asarray(encoded["input_ids"], dtype=ids.dtype)
-        offsets = np.asarray(encoded["offset_mapping"])
-        found, before = [], len(ids)
-        for start, end in reversed(spans):
-            inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
-            first, last = int(inside[0]), int(inside[-1]) + 1
-            context = min(first, 1)
-            position = _find_last(ids[:before], tokens[first - context : last])
+        end_of_row = len(ids)
+        for first, last in reversed(answers):
+            position = _find(ids[:end_of_row], tokens, first, last)
             if position is None:
                 raise InputError(
-                    f"an answer of {place} is not found among its tokens: {text[start:end]!r} in\n"
-                    f"  {self.processor.decode(ids)!r}"
+                    f"an answer of {place} is not found among its tokens: "
+                    f"{self.processor.decode(tokens[first:last])!r} in\n  {self.processor.decode(ids)!r}"
                 )
-            found.append((position + context, position + last - first + context))
-            before = position + context
-        return found
+            yield position, position + last - first
+            end_of_row = position
 
 
-def _find_last(ids: NDArray[np.int64], pattern: NDArray[np.int64]) -> int | None:
-    """Where the pattern last stands in `ids`."""
-    content, wanted, size = ids.tobytes(), pattern.tobytes(), ids.itemsize
-    end = len(content)
-    while (position := content.rfind(wanted, 0, end)) >= 0:
-        if position % size == 0:
-            return position // size
-        end = position + len(wanted) - 1  # the bytes of two neighbours, no token
-    return None
+def _tokens_within(spans: Sequence[Span], offsets: Sequence[Span]) -> list[Span]:
+    """The tokens of spans of characters, given each token's own."""
+    starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+    return [(bisect_right(ends, start), bisect_left(starts, end)) for start, end in spans]
+
+
+def _find(ids: NDArray[np.int64], tokens: NDArray[np.int64], first: int, last: int) -> int | None:
+    """Where `tokens[first:last]` stands in `ids`: behind most tokens that stand before it in `tokens`, then last."""
+    wanted = tokens[first:last]
+    if len(ids) < len(wanted):
+        return None
+    windows = np.lib.stride_tricks.sliding_window_view(ids, len(wanted))
+    places = np.flatnonzero((windows == wanted).all(axis=1))
+    return max(places.tolist(), key=lambda place: (_num_equal(ids[:place], tokens[:first]), place), default=None)
+
+
+def _num_equal(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
+    """How many tokens at the ends are equal."""
+    size = min(len(one), len(other))
+    differ = np.flatnonzero(one[len(one) - size :] != other[len(other) - size :])
+    return size if not len(differ) else size - 1 - int(differ[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +42,13 @@ class ImageConversations:
         return len(self._usable)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        row = self._rows[self._usable[index]]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Mapping[str, Any]]:
+        """The samples of a micro-batch, which torch's loader asks for at once."""
+        return [self._sample(row) for row in self._rows.take([self._usable[index] for index in indices])]
+
+    def _sample(self, row: Row) -> Mapping[str, Any]:
         try:
             said = self._format(row.columns())
             images = [load_image(image, _directory(row)) for image in said.images]

@@ -139,6 +139,10 @@ class Cord:
         truth = parsed("ground_truth", truth) if isinstance(truth, str) else truth
         if not isinstance(truth, dict) or not (truth.get("gt_parse") or truth.get("gt_parses")):
             raise BadRowError("the column `ground_truth` has neither `gt_parse` nor `gt_parses`")
+        if not truth.get("gt_parse") and not isinstance(truth["gt_parses"], list):
+            raise BadRowError(
+                f"`gt_parses` of the column `ground_truth` is {kind_name(truth['gt_parses'])}, not a list"
+            )
         parse = truth["gt_parse"] if truth.get("gt_parse") else truth["gt_parses"][0]
         text = token_sequence(parse) if self.target == "tokens" else json.dumps(parse, ensure_ascii=False)
         return _asked(_column(columns, "image"), self.prompt, text, None)
@@ -157,8 +161,14 @@ def token_sequence(value: Any) -> str:
 
 def _asked(image: Any, question: str, answer: str, system_prompt: str | None) -> ImageConversation:
     images = image if isinstance(image, list) else [image]
+    places: list[None] = []
+    asked = _split(question, places)
+    if not places:
+        asked = [*({"type": "image"} for _ in images), *asked]
+    elif len(places) != len(images):
+        raise BadRowError(f"{len(images)} images for {len(places)} places in the question")
     messages = [
-        {"role": "user", "content": [*({"type": "image"} for _ in images), _text(question)]},
+        {"role": "user", "content": asked},
         {"role": "assistant", "content": [_text(answer)]},
     ]
     if system_prompt is not None:
@@ -196,12 +206,13 @@ def _parts(which: str, content: Any, images: list[Any]) -> list[dict[str, Any]]:
 
 def _split(text: str, images: list[Any]) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
-    for number, piece in enumerate(text.split(IMAGE)):
+    pieces = text.split(IMAGE)
+    for number, piece in enumerate(pieces):
         if number:
             images.append(None)
             parts.append({"type": "image"})
             piece = piece.removeprefix("\n")  # LLaVA's data have one behind the image, and templates write their own
-        elif IMAGE in text and piece.endswith("\n"):
+        if number + 1 < len(pieces):
             piece = piece.removesuffix("\n")
         if piece:
             parts.append(_text(piece))

@@ -24,8 +24,8 @@ def image_chat(
     An image is a path (relative to the file with the row), base64 text (`data:image/png;base64,...`), or bytes.
 
     Args:
-        data_path: a JSONL, JSON, CSV, TSV or Parquet file, a glob, a directory (also one that `datasets` has saved), a
-            list of those, or the name of a Hub data set.
+        data_path: a JSONL, JSON, CSV, TSV or Parquet file, a glob, a directory, a list of those; a directory that
+            `datasets` has saved; or the name of a Hub data set.
         column: the column with the messages; null is `messages` or `conversations`.
         image_column: the column with the images that have no place in a message; null is `images` or `image`.
         system_prompt: put before conversations that have no system message.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from automodel_huggingface.bad_rows import BadRowError, kind_name
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -20,8 +20,12 @@ def check_image(value: Any, directory: Path) -> None:
         BadRowError: it is of a kind that is not read, or its file is missing.
     """
     source = _source(value, directory)
-    if isinstance(source, Path) and not source.is_file():
-        raise BadRowError(f"there is no image file {source}")
+    try:
+        present = not isinstance(source, Path) or source.is_file()
+    except OSError as error:  # text that is no path: its name is too long
+        raise BadRowError(f"there is no image file {source!s:.80}... ({error.strerror})") from error
+    if not present:
+        raise BadRowError(f"there is no image file {source!s}")
 
 
 def load_image(value: Any, directory: Path) -> Image.Image:
@@ -36,17 +40,25 @@ def load_image(value: Any, directory: Path) -> Image.Image:
     """
     source = _source(value, directory)
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        return _rgb(source)
     name = str(source) if isinstance(source, Path) else f"of {len(source):,} bytes"
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+            return _rgb(image)
     except FileNotFoundError as error:
         raise BadRowError(f"there is no image file {name}") from error
     except UnidentifiedImageError as error:
         raise BadRowError(f"the image {name} is broken, or no image") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of them
         raise BadRowError(f"the image {name} is broken: {error}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would cut off at 255; of colours with 16 bits it keeps the high byte
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _source(value: Any, directory: Path) -> Path | bytes | Image.Image:
@@ -61,7 +73,7 @@ def _source(value: Any, directory: Path) -> Path | bytes | Image.Image:
     if value.startswith("data:"):
         try:
             return base64.b64decode(value.partition(",")[2], validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error is one
             raise BadRowError(f"an image is no base64 text: {error}") from error
     if value.startswith(("http://", "https://")):
         raise BadRowError(f"the image {value[:80]} is not fetched from the network: save it and name the file")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ _LINE = datasets.Features(
         "problem": datasets.Value("string"),
     }
 )
+_END_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,15 @@ class Table:
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> Row:
-        return self._row(index, self.data[index])
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        """The rows of these indices."""
+        return [self._row(*row) for row in zip(indices, self.data[indices].to_pylist(), strict=True)]
 
     def without_images(self) -> Iterator[Row]:
         """The rows, with empty `bytes` instead of each image that they hold in columns of their own."""
         present = {name: _images_present(self.data, name) for name in _image_columns(self.data.features)}
-        for index, columns in enumerate(self.data.remove_columns(list(present))):
+        rest = self.data.remove_columns(list(present))
+        for index, columns in enumerate(table.to_pylist()[0] for table in rest):
             yield self._row(index, {**{name: images[index] for name, images in present.items()}, **columns})
 
     def _row(self, index: int, columns: dict[str, Any]) -> Row:
@@ -60,8 +65,9 @@ class Lines:
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> Row:
-        return self._row(self.data[index])
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        """The rows of these indices."""
+        return [self._row(kept) for kept in self.data.with_format("arrow")[indices].to_pylist()]
 
     def without_images(self) -> Iterator[Row]:
         """The rows: their images are files, or text."""
@@ -83,10 +89,10 @@ def find_rows(data_path: str | Sequence[str], split: str | None, name: str | Non
     """
     if isinstance(data_path, str) and _is_saved(Path(data_path).expanduser()):
         data = _saved(data_path, split)
-        return Table(_undecoded(data), (data_path,), (0,))
+        return Table(data.with_format("arrow"), (data_path,), (0,))
     found = find_files(data_path, split)
     if isinstance(found, str):
-        return Table(_undecoded(load_hub(found, name, split, streaming=False)), (found,), (0,))
+        return Table(load_hub(found, name, split, streaming=False).with_format("arrow"), (found,), (0,))
     cache = str(cache_directory() / "images")
     parquet = [path for path in found if file_kind(path) == ".parquet"]
     if parquet and len(parquet) < len(found):
@@ -125,8 +131,23 @@ def _parquet(files: Sequence[Path], cache: str) -> Table:
             raise InputError(f"the data file {path} cannot be read: {error}") from error
     if not starts[-1]:
         raise InputError(f"{', '.join(map(str, files[:3]))}: empty, there are no rows to learn from")
-    data = datasets.Dataset.from_parquet([str(path) for path in files], cache_dir=cache)
-    return Table(_undecoded(data), tuple(map(str, files)), tuple(starts[:-1]))
+    directory = f"{cache}/{_digest(files)}"  # `datasets` itself knows a file by its time, which a copy may keep
+    data = datasets.Dataset.from_parquet([str(path) for path in files], cache_dir=directory)
+    return Table(data.with_format("arrow"), tuple(map(str, files)), tuple(starts[:-1]))
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """Changes when Parquet files do: by their sizes, times and ends, where Parquet says what is in them.
+
+    Images are too many bytes to read all of them at every start.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _END_BYTES))
+            digest.update(f"{path.absolute()} {size} {path.stat().st_mtime_ns} ".encode() + file.read())
+    return digest.hexdigest()[:32]
 
 
 def _kept(paths: list[str], digest: str) -> Iterator[dict[str, Any]]:
@@ -145,21 +166,15 @@ def _is_saved(directory: Path) -> bool:
 
 
 def _saved(data_path: str, split: str | None) -> Any:
-    loaded = datasets.load_from_disk(str(Path(data_path).expanduser()))
+    try:
+        loaded = datasets.load_from_disk(str(Path(data_path).expanduser()))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"the saved data set {data_path} cannot be read: {error}") from error
     if isinstance(loaded, datasets.Dataset):
         return loaded
     if split not in loaded:
         raise InputError(f"the directory {data_path} holds the splits {', '.join(loaded)}: choose one with `split:`")
     return loaded[split]
-
-
-def _undecoded(data: Any) -> Any:
-    for name, feature in data.features.items():
-        if isinstance(feature, datasets.Image):
-            data = data.cast_column(name, datasets.Image(decode=False))
-        elif _is_list_of_images(feature):
-            data = data.cast_column(name, datasets.List(datasets.Image(decode=False)))
-    return data
 
 
 def _image_columns(features: Any) -> list[str]:

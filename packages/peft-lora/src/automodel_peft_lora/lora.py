@@ -150,7 +150,9 @@ class LoRA:
         check_modules_to_save(module, self.modules_to_save or [])
         linear = linear_modules(module)
         transposed = [name for name in chosen if name in linear and not isinstance(linear[name], nn.Linear)]
-        tied = isinstance(module, PreTrainedModel) and bool(module.config.get_text_config().tie_word_embeddings)
+        head: Any = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
+        embedding: Any = module.get_input_embeddings() if head is not None else None  # type: ignore[operator]
+        tied = head is not None and head.weight is embedding.weight
         return LoraConfig(
             task_type="CAUSAL_LM" if type(module).__name__.endswith("ForCausalLM") else None,
             target_modules=shortest(chosen, [name for name, _ in module.named_modules()]),

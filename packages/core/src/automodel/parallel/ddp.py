@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from automodel.errors import InputError
 from automodel.interfaces import Batch
 
 
@@ -19,7 +21,8 @@ class DataParallel:
         device: this process's.
         bucket_cap_mb: gradients are averaged in pieces of about so many MB (2^20 bytes) while the backward pass runs;
             null is torch's 25.
-        find_unused_parameters: look for parameters that a forward pass leaves out, at some cost in every step.
+        find_unused_parameters: look for parameters that a forward pass leaves out, at some cost in every step. Some
+            vision towers (LLaVA's) have such; a run without this says so in its second step.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class DataParallel:
         """Wrap the model; parameters are those of the first process from now on."""
         if self.dp_group is None:
             return module
-        self._wrapped = DistributedDataParallel(
+        self._wrapped = _DistributedDataParallel(
             module,
             device_ids=[self._device] if self._device.type == "cuda" else None,
             bucket_cap_mb=self._bucket_cap_mb,
@@ -57,3 +60,18 @@ class DataParallel:
     def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
         """Average gradients in the last backward pass of a step only."""
         return self._wrapped.no_sync() if self._wrapped is not None and not is_last else nullcontext()
+
+
+class _DistributedDataParallel(DistributedDataParallel):
+    """torch's, with a message for people where parameters got no gradient."""
+
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        try:
+            return super().forward(*inputs, **kwargs)
+        except RuntimeError as error:
+            if "Expected to have finished reduction in the prior iteration" not in str(error):
+                raise
+            raise InputError(
+                "some parameters of the model take no part in its loss, and DDP waits for their gradients: set "
+                "distributed.find_unused_parameters: true, freeze them, or use distributed: {_target_: fsdp2}"
+            ) from error

@@ -15,6 +15,8 @@ from automodel.recipe import Recipe
 from automodel.training.build import build, build_data, build_parts, processes
 from automodel.training.collate import IGNORED_LABEL
 
+_REPEATED = 4
+
 
 def dry_run(recipe: Recipe, resume: str = "auto") -> str:
     """Build a checked recipe's parts and describe them and the first micro-batch; nothing is written or updated.
@@ -61,4 +63,19 @@ def describe_batch(batch: Batch, processor: Any) -> list[str]:
 
 def _segments(ids: Sequence[int], labels: Sequence[int], processor: Any) -> list[str]:
     runs = groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED_LABEL)
-    return [f"  {'>' if labelled else ' '} {processor.decode([token for token, _ in run])!r}" for labelled, run in runs]
+    return [
+        f"  {'>' if labelled else ' '} {_decoded([token for token, _ in run], processor)!r}" for labelled, run in runs
+    ]
+
+
+def _decoded(ids: Sequence[int], processor: Any) -> str:
+    """The text of tokens; one that stands several times in a row, as those of an image do, is written once."""
+    text, begun = "", []
+    for token, same in groupby(ids):
+        count = len(list(same))
+        if count < _REPEATED:
+            begun += [token] * count
+            continue
+        text += f"{processor.decode(begun)}{processor.decode([token])} x {count} "
+        begun = []
+    return text + processor.decode(begun)
