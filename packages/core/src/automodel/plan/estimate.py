@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from automodel.interfaces import Batch, Parallelism
+from automodel.notices import notice
 from automodel.parallel.ddp import DataParallel
 from automodel.parallel.groups import group_size
 from automodel.recipe import Recipe
@@ -216,6 +218,8 @@ def _activations(recipe: Recipe, sequence_length: int, batch_size: int) -> int:
     distributed = recipe.target("distributed")
     asked = distributed.kwargs if distributed is not None else {}
     module = _meta_module(recipe)
+    if "pixel_values" in inspect.signature(module.forward).parameters:
+        notice("the model reads images: what its vision tower keeps of them is not counted among the activations")
     if asked.get("mixed_precision"):
         module = module.to(torch.bfloat16)
     with FakeTensorMode():
