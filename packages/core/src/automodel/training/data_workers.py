@@ -1,4 +1,4 @@
-"""Processes that load samples: forked from a server without threads, and alive exactly as long as their run."""
+"""Processes that load samples: forked from a server that does nothing else, and alive exactly as long as their run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def worker_context(modules: Iterable[str]) -> BaseContext:
     """Start the server that data workers are forked from, unless it runs, and return the context to start them with.
 
     A process that trains has threads (of gloo, NCCL, autograd), whose locks a fork copies as they are: a worker forked
-    from it can wait forever for a thread that it does not have. The server has none. It imports while the run goes on.
+    from it can wait forever for a thread that it does not have. The server only imports, while the run goes on, and has
+    no threads but those of libraries that stop them for a fork (OpenBLAS).
 
     Neither it nor its workers take the signals that ask a run to end, which schedulers send to every process.
 
