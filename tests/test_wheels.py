@@ -98,7 +98,8 @@ def test_every_package_is_there_and_comes_from_its_wheel(fresh):
 def test_plugins_are_found_and_a_broken_one_breaks_nothing(fresh):
     listed = fresh("automodel", "plugins").stdout.splitlines()
     rows = {line.split()[0]: line for line in listed if line.strip().startswith("automodel-")}
-    assert {f"automodel-{name}" for name in OURS} | {"automodel-acme", "automodel-broken"} == set(rows)
+    plugins = OURS.keys() - {"huggingface"}  # a library
+    assert {f"automodel-{name}" for name in plugins} | {"automodel-acme", "automodel-broken"} == set(rows)
     assert all(row.rstrip().endswith("ok") for name, row in rows.items() if name != "automodel-broken")
     assert "1.4.0" in rows["automodel-acme"]
     assert "acme-sums" in rows["automodel-acme"]

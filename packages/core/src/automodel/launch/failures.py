@@ -30,6 +30,8 @@ def is_ours_to_tell(error: BaseException) -> bool:
     """Whether this process has failed first, and so tells the error."""
     if not is_one_of_many():
         return True
+    # another process that has failed as well ends before this one has spoken, and the agent then ends this one
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if _store is None:  # the processes have not met
         return _is_first_on_this_machine()
     try:
