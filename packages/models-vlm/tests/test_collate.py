@@ -122,6 +122,32 @@ def test_a_turn_of_weight_0_carries_no_loss(family, processor):
     assert learnt(processor, batch) == [said(family, "Yes"), said(family, "Seven")]
 
 
+def test_a_turn_of_weight_0_is_not_taken_for_another_that_says_the_same(family, processor):
+    rows = [sample("*Which?", "Seven", "*Which?", "Seven") for _ in range(2)]
+    rows[0]["conversation"].messages[1]["weight"] = 0
+    rows[1]["conversation"].messages[3]["weight"] = 0
+    both = where(processor, conversations(processor)([sample("*Which?", "Seven", "*Which?", "Seven")]))
+    assert [where(processor, conversations(processor)([row])) for row in rows] == [both[1:], both[:1]]
+
+
+def test_a_conversation_that_the_assistant_begins_is_learnt_whole(processor_of):
+    for family in ("gemma3", "smolvlm"):
+        row = sample("*Which?", "Seven")
+        row["conversation"].messages.insert(0, {"role": "assistant", "content": [{"type": "text", "text": "Hello"}]})
+        batch = conversations(processor_of(family))([row])
+        assert learnt(processor_of(family), batch) == [said(family, "Hello", "Seven")]
+
+
+def test_a_row_longer_than_the_model_reads_is_an_error_by_default(processor):
+    with pytest.raises(InputError, match=r"more than what the model reads: \d+"):
+        conversations(processor)([sample("*Which?", "Seven " * 20_000)])
+
+
+def test_a_processor_of_text_is_told_what_it_is_for(processor):
+    with pytest.raises(InputError, match="the model reads only text: use model: image-text-to-text"):
+        conversations(processor.tokenizer)
+
+
 def test_a_batch_of_one_is_what_the_processor_makes_of_the_conversation(family, processor):
     for row in (ONE, TWO, MANY):
         images = iter(row["images"])

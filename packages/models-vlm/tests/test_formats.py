@@ -44,6 +44,24 @@ def test_image_url_of_openai_is_read_in_both_its_forms(kind, write, picture, see
     assert seen(only(image_chat(write({"messages": asked(*parts, TEXT)})))) == ["red", "blue"]
 
 
+def test_parts_are_named_as_in_the_responses_of_openai_too(write, picture, seen, told):
+    picture("red")
+    parts = [{"type": "input_image", "image_url": "red.png"}, {"type": "input_text", "text": "Which?"}]
+    answer = {"role": "assistant", "content": [{"type": "output_text", "text": "Red"}]}
+    row = only(image_chat(write({"messages": [{"role": "user", "content": parts}, answer]})))
+    assert (seen(row), told(row)) == (["red"], ["user: [image]Which?", "assistant: Red"])
+
+
+def test_an_image_that_the_assistant_is_to_write_is_told_by_line(write, picture):
+    picture("red")
+    messages = [{"role": "user", "content": "Draw"}, {"role": "assistant", "content": "<image>"}]
+    with pytest.raises(InputError, match=r"train.jsonl:1: an image in a turn of the assistant|train.jsonl:1: .*empty"):
+        image_chat(write({"messages": messages, "image": "red.png"}))
+    messages[1]["content"] = "Here: <image>"
+    with pytest.raises(InputError, match=r"train.jsonl:1: an image in a turn of the assistant"):
+        image_chat(write({"messages": messages, "image": "red.png"}))
+
+
 def test_images_stand_where_the_text_has_them(write, picture, seen, told):
     for colour in ("red", "blue", "white"):
         picture(colour)

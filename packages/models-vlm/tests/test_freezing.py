@@ -77,6 +77,10 @@ def test_a_pattern_freezes_the_parameters_it_matches(frozen):
     assert names < everything
 
 
+def test_the_name_of_a_module_freezes_what_is_in_it(frozen):
+    assert frozen(["model.language_model.layers.0"]) == frozen(["model.language_model.layers.0.*"])
+
+
 def test_several_names_are_frozen_together(family, frozen):
     names, everything = frozen(["vision_tower", "projector", "*norm*"])
     assert names == starting(everything, (*TOWERS[family], *PROJECTORS[family])) | {
@@ -93,7 +97,7 @@ def test_a_model_without_values_is_frozen_alike(frozen):
     [
         ("vision_towr", "did you mean `vision_tower`"),
         ("projection", "did you mean `projector`"),
-        ("model.language_modl.norm.*", r"did you mean `model\.language_model\.norm\.\*`"),
+        ("model.language_modl.norm.*", r"did you mean `model\.language_model\.norm`"),
         ("*.nothing.*", "means no parameter of this model"),
     ],
 )

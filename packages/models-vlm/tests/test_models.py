@@ -105,6 +105,14 @@ def test_settings_of_the_processor_change_how_images_are_read(directory_of):
     assert lengths[0] > lengths[1]
 
 
+def test_settings_that_no_part_of_the_processor_takes_are_told(directory_of):
+    for family in ("gemma3", "qwen3_vl", "smolvlm", "llava"):
+        for setting, near in (("image_men", "image_mean"), ("nonsense", "known")):
+            source = from_pretrained(str(directory_of(family)), processor={setting: 5})
+            with pytest.raises(InputError, match=rf"takes no `{setting}`.*{near}"):
+                source.load_processor()
+
+
 def test_a_tokenizer_without_a_pad_token_pads_with_its_end_of_text(directory_of, tmp_path):
     directory = shutil.copytree(directory_of("llava"), tmp_path / "model")
     settings = json.loads((directory / "tokenizer_config.json").read_text())

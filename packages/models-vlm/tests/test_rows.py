@@ -5,6 +5,8 @@ import json
 import os
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from automodel import InputError, notices
 from automodel_models_vlm.image_text import image_chat, image_text_pairs
@@ -133,6 +135,26 @@ def test_a_saved_directory_that_is_broken_is_told(tmp_path):
     (tmp_path / "saved" / "dataset_info.json").unlink()
     with pytest.raises(InputError, match="saved"):
         image_text_pairs(path)
+
+
+def test_paths_in_a_saved_directory_start_from_it(tmp_path, picture, seen):
+    picture("red", "saved/img/red.png")
+    data = datasets.Dataset.from_dict({"image": ["img/red.png"], "text": ["a"]})
+    data.save_to_disk(tmp_path / "saved")
+    assert seen(image_text_pairs(str(tmp_path / "saved"))[0]) == ["red"]
+
+
+def test_a_path_in_a_column_of_images_is_looked_for(tmp_path, picture, seen):
+    picture("red", "img/red.png")
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    for name, paths in (("good", ["img/red.png"]), ("bad", ["img/red.png", "img/none.png"]), ("null", [None])):
+        images = pa.array([{"bytes": None, "path": path} for path in paths], kind)
+        pq.write_table(pa.table({"image": images, "text": ["a"] * len(paths)}), tmp_path / f"{name}.parquet")
+    assert seen(image_text_pairs(str(tmp_path / "good.parquet"))[0]) == ["red"]
+    with pytest.raises(InputError, match=r"bad.parquet row 2: there is no image file .*none.png"):
+        image_text_pairs(str(tmp_path / "bad.parquet"))
+    with pytest.raises(InputError, match=r"null.parquet row 1: .*null"):
+        image_text_pairs(str(tmp_path / "null.parquet"))
 
 
 def test_a_change_of_a_file_changes_what_is_read(tmp_path, write, picture):

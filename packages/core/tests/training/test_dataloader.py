@@ -127,6 +127,25 @@ def test_workers_need_no_guard_in_a_script(tmp_path):
     assert (script.stdout, script.stderr) == ("4\n", "")
 
 
+def test_a_worker_that_hangs_does_not_keep_a_run_from_ending(tmp_path):
+    (tmp_path / "sleeper.py").write_text(
+        "import time\n"
+        "class Rows(list):\n"
+        "    def __getitem__(self, index):\n"
+        "        time.sleep(index * 300)\n"
+        "        return {'input_ids': [1], 'labels': [1]}\n"
+    )
+    (tmp_path / "script.py").write_text(
+        "from types import SimpleNamespace\n"
+        "from automodel.training.dataloader import DataLoader\n"
+        "from sleeper import Rows\n"
+        "options = {'sampler': 'sequential', 'num_workers': 1}\n"
+        "loader = DataLoader(Rows(range(2)), SimpleNamespace(pad_token_id=0), **options)\n"
+        "next(loader.micro_batches(0))\n"
+    )
+    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, timeout=60, check=True)
+
+
 def test_a_data_set_that_cannot_be_sent_to_workers_says_so():
     with pytest.raises(InputError, match=r"cannot be sent to worker processes .*; num_workers: 0 does without them"):
         next(loader([lambda: 1], num_workers=1).micro_batches(0))

@@ -67,8 +67,10 @@ class ChatTemplate:
         prompt's end, as in later turns: white space between that and the content belongs to the turn.
         """
         content = content_text(conversation.messages[0]).strip()
+        in_parts = isinstance(conversation.messages[0].get("content"), list)
+        probe = [{"type": "text", "text": _OTHER}] if in_parts else _OTHER
         other, question = (
-            Conversation([{"role": role, "content": _OTHER}], conversation.tools) for role in ("assistant", "user")
+            Conversation([{"role": role, "content": probe}], conversation.tools) for role in ("assistant", "user")
         )
         try:
             closed = self._text(other, 1)

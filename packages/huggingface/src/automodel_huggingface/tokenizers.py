@@ -27,13 +27,22 @@ def load_tokenizer(
         InputError: the location has none, or the Hub does not give it.
     """
     tokenizer = _load(location, revision, cache_dir, trust_remote_code)
+    complete(tokenizer, location)
+    return tokenizer
+
+
+def complete(tokenizer: Any, location: Location) -> None:
+    """Give a tokenizer what it misses: a pad token, and the number of positions of its model as its length.
+
+    Raises:
+        InputError: it has neither a pad nor an end-of-text token.
+    """
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise InputError(f"the tokenizer of {location.name} has neither a pad nor an end-of-text token")
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.model_max_length > _UNSET_LENGTH and location.directory is not None:
         tokenizer.model_max_length = _num_positions(location.directory) or tokenizer.model_max_length
-    return tokenizer
 
 
 def _load(location: Location, revision: str | None, cache_dir: str | None, trust_remote_code: bool) -> Any:
@@ -71,7 +80,8 @@ def _num_positions(directory: Path) -> int | None:
     config = directory / "config.json"
     if not config.is_file():
         return None
-    return _json(config).get("max_position_embeddings")
+    settings = _json(config)
+    return (settings.get("text_config") or settings).get("max_position_embeddings")
 
 
 def _json(path: Path) -> dict[str, Any]:

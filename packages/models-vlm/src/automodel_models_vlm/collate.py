@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from automodel.interfaces import Batch
 from automodel.training.collate import IGNORED_LABEL
 from automodel_huggingface.bad_rows import BadRowError
 from automodel_huggingface.chat import ChatTemplate, Span
+from automodel_huggingface.conversations import Conversation
 from numpy.typing import NDArray
 
 
@@ -33,6 +34,7 @@ def conversations(
         start_of_response_token: what stands before each answer, such as "<start_of_turn>model\\n"; null finds it from
             the chat template. Where it stands before no answer, that is an error.
         max_length: tokens that a row may have, images included; longer ones are an error, since an image cannot be cut.
+            null is what the model can read.
         pad_to_multiple_of: round the length up to a multiple of this.
 
     Raises:
@@ -44,9 +46,27 @@ def conversations(
         raise InputError(f"pad_to_multiple_of must be at least 1, not {pad_to_multiple_of}")
     if start_of_response_token == "":
         raise InputError("start_of_response_token is empty; leave it out to find it from the chat template")
+    if not hasattr(processor, "image_processor"):
+        raise InputError("the samples have images, and the model reads only text: use model: image-text-to-text")
+    if not processor.tokenizer.is_fast:
+        raise InputError("the tokenizer does not say which characters its tokens are (it is a slow one)")
     if not (processor.chat_template or processor.tokenizer.chat_template):
         raise InputError("the processor has no chat template, which conversations need")
     return Conversations(processor, start_of_response_token, max_length, pad_to_multiple_of)
+
+
+class _Rendered(NamedTuple):
+    """A conversation as text, with a placeholder for each image.
+
+    Args:
+        text: of the chat template.
+        turns: the spans of characters that the assistant says.
+        have_loss: which of them are learnt.
+    """
+
+    text: str
+    turns: list[Span]
+    have_loss: list[bool]
 
 
 @dataclass(frozen=True)
@@ -68,7 +88,7 @@ class Conversations:
         places = ", ".join(str(sample["place"]) for sample in samples)
         try:
             batch = self.processor(
-                text=[text for text, _ in rendered],
+                text=[row.text for row in rendered],
                 images=[sample["images"] for sample in samples],
                 add_special_tokens=False,  # a chat template writes them all
                 padding=True,
@@ -78,38 +98,53 @@ class Conversations:
             )
         except (ValueError, TypeError, IndexError) as error:
             raise InputError(f"the processor refuses the images or texts of {places}: {error}") from error
+        if "labels" in batch:
+            raise InputError(f"{type(self.processor).__name__} makes labels of its own, which is not supported")
         ids_BL = batch["input_ids"].numpy()
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         labels_BL = np.full_like(ids_BL, IGNORED_LABEL)
         encoded = self.processor.tokenizer(
-            [text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True
+            [row.text for row in rendered], add_special_tokens=False, return_offsets_mapping=True
         )
         for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
-            if self.max_length is not None and length > self.max_length:
+            if length > self._max_length:
+                limit = "what the model reads" if self.max_length is None else "max_length"
                 raise InputError(
-                    f"{sample['place']} has {length} tokens with its images, more than max_length: {self.max_length}; "
+                    f"{sample['place']} has {length} tokens with its images, more than {limit}: {self._max_length}; "
                     "raise it, let the model's `processor` make smaller images, or leave the row out"
                 )
             tokens = np.asarray(encoded["input_ids"][row], dtype=ids_BL.dtype)
-            answers = _tokens_within(rendered[row][1], encoded["offset_mapping"][row])
+            turns = _tokens_within(rendered[row].turns, encoded["offset_mapping"][row])
             ids = ids_BL[row, :length]
-            for first, last in self._answers(tokens, answers, ids, sample["place"]):
-                labels_BL[row, first:last] = ids[first:last]
+            found = self._turns(tokens, turns, ids, sample["place"])
+            for (first, last), has_loss in zip(found, reversed(rendered[row].have_loss), strict=True):
+                if has_loss:
+                    labels_BL[row, first:last] = ids[first:last]
         return {**batch, "labels": torch.from_numpy(labels_BL)}
 
     @cached_property
     def _template(self) -> ChatTemplate:
         return ChatTemplate(self.processor.tokenizer, self.processor.chat_template)
 
-    def _rendered(self, sample: Mapping[str, Any]) -> tuple[str, list[Span]]:
-        """The text with a placeholder for each image, and the spans of characters that carry loss."""
+    @cached_property
+    def _max_length(self) -> int:
+        return int(self.processor.tokenizer.model_max_length) if self.max_length is None else self.max_length
+
+    def _rendered(self, sample: Mapping[str, Any]) -> _Rendered:
+        conversation: Conversation = sample["conversation"]
         try:
-            text, spans = self._template.render(sample["conversation"])
+            text, learnt = self._template.render(conversation)
+            turns = learnt
+            if any("weight" in message for message in conversation.messages):
+                # all turns are looked for, so that one is not taken for another that says the same
+                messages = [{k: v for k, v in message.items() if k != "weight"} for message in conversation.messages]
+                _, turns = self._template.render(replace(conversation, messages=messages))
         except BadRowError as error:
             raise InputError(f"{sample['place']}: {error}") from error
-        if self.start_of_response_token is None:
-            return text, spans
-        return text, [self._after_marker(text, span, sample["place"]) for span in spans]
+        have_loss = [turn in learnt for turn in turns]
+        if self.start_of_response_token is not None:
+            turns = [self._after_marker(text, turn, sample["place"]) for turn in turns]
+        return _Rendered(text, turns, have_loss)
 
     def _after_marker(self, text: str, span: Span, place: str) -> Span:
         marker = self.start_of_response_token
@@ -126,21 +161,21 @@ class Conversations:
             )
         return found + len(marker), end
 
-    def _answers(
-        self, tokens: NDArray[np.int64], answers: Sequence[Span], ids: NDArray[np.int64], place: str
+    def _turns(
+        self, tokens: NDArray[np.int64], turns: Sequence[Span], ids: NDArray[np.int64], place: str
     ) -> Iterator[Span]:
-        """Where those spans of `tokens`, which has one placeholder for each image, stand in `ids`.
+        """Where those spans of `tokens`, which has one placeholder for each image, stand in `ids`; the last one first.
 
         The processor writes many tokens for each image, so they stand elsewhere there; but between images both have
-        the same tokens. From the end on, each answer is found where most of what stands before it agrees: the user may
+        the same tokens. From the end on, each turn is found where most of what stands before it agrees: the user may
         have said the same.
         """
         end_of_row = len(ids)
-        for first, last in reversed(answers):
+        for first, last in reversed(turns):
             position = _find(ids[:end_of_row], tokens, first, last)
             if position is None:
                 raise InputError(
-                    f"an answer of {place} is not found among its tokens: "
+                    f"a turn of the assistant of {place} is not found among its tokens: "
                     f"{self.processor.decode(tokens[first:last])!r} in\n  {self.processor.decode(ids)!r}"
                 )
             yield position, position + last - first

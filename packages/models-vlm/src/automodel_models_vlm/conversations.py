@@ -84,5 +84,6 @@ class ImageConversations:
 
 
 def _directory(row: Row) -> Path:
-    """What relative paths of images start from: the directory of the row's file."""
-    return Path(row.file).parent
+    """What relative paths of images start from: the directory of the row's file, or that of a saved data set."""
+    path = Path(row.file)
+    return path if path.is_dir() else path.parent

@@ -59,6 +59,8 @@ class Messages:
             messages = [{"role": "system", "content": [_text(self.system_prompt)]}, *messages]
         if not any(has_loss(message) for message in messages):
             raise BadRowError("no turn of the assistant to learn from")
+        if any(has_loss(message) and _has_image(message) for message in messages):
+            raise BadRowError("an image in a turn of the assistant, who can only be taught to write")
         given = self._images(columns)
         num_places = sum(image is None for image in images)
         if given and not num_places:
@@ -193,7 +195,7 @@ def _parts(which: str, content: Any, images: list[Any]) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "text" and isinstance(part.get("text"), str):
+        if kind in {"text", "input_text", "output_text"} and isinstance(part.get("text"), str):
             parts += _split(part["text"], images)
         elif kind in {"image", "image_url", "input_image"}:
             image = next((part[key] for key in _IMAGE_KEYS if part.get(key) is not None), None)
@@ -202,6 +204,10 @@ def _parts(which: str, content: Any, images: list[Any]) -> list[dict[str, Any]]:
         else:
             raise BadRowError(f"the content of {which} holds a part that is neither text nor image: {str(part)[:80]}")
     return parts
+
+
+def _has_image(message: dict[str, Any]) -> bool:
+    return any(part["type"] == "image" for part in message.get("content") or ())
 
 
 def _split(text: str, images: list[Any]) -> list[dict[str, Any]]:

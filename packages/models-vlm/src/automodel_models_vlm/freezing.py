@@ -9,8 +9,23 @@ from typing import Any
 from automodel import InputError
 from automodel.suggest import did_you_mean
 
-PROJECTOR = {"multi_modal_projector", "connector", "merger", "deepstack_merger_list", "perceiver_resampler", "aligner"}
-VISION_TOWER = {"vision_tower", "visual", "vision_model", "vision_encoder", "image_encoder"}
+# what the models of transformers 5.23 call them
+PROJECTOR = {
+    *("multi_modal_projector", "mm_projector", "projector", "connector", "merger", "deepstack_merger_list", "aligner"),
+    *("vision_projection", "vision_adapter", "visual_projection", "language_projection", "modality_projection"),
+    *("image_to_text_projection", "perceiver_resampler", "resampler_model", "abstractor", "qformer", "query_tokens"),
+    *("embed_vision", "image_newline"),
+}
+VISION_TOWER = {
+    "vision_tower",
+    "visual",
+    "vision_model",
+    "vision_encoder",
+    "image_encoder",
+    "image_tower",
+    "video_tower",
+}
+OTHER = {"audio_tower", "audio_model", "audio_encoder", "embed_audio", "audio_projection"}
 PARTS = ("vision_tower", "projector", "language_model", "embeddings")
 
 
@@ -20,7 +35,8 @@ def freeze_parameters(module: Any, names: Sequence[str]) -> None:
     Args:
         module: the model.
         names: `vision_tower`, `projector`, `language_model` (with its embeddings and output matrix), `embeddings` (the
-            input's; the output matrix too where it is the same), or patterns with `*` for names of parameters.
+            input's; the output matrix too where it is the same), a module's name, or patterns with `*` for names of
+            parameters.
 
     Raises:
         InputError: a name or pattern means no parameter of this model.
@@ -33,9 +49,9 @@ def freeze_parameters(module: Any, names: Sequence[str]) -> None:
             meant = {wanted, "embeddings"} if wanted == "language_model" else {wanted}
             chosen = [name for name, part in parts.items() if part in meant]
         else:
-            chosen = [name for name in parameters if fnmatchcase(name, wanted)]
+            chosen = [name for name in parameters if fnmatchcase(name, wanted) or name.startswith(f"{wanted}.")]
         if not chosen:
-            known = [*PARTS, *dict.fromkeys(name.rpartition(".")[0] + ".*" for name in parameters)]
+            known = [*PARTS, *(name for name, _ in module.named_modules() if name)]
             raise InputError(f"freeze: `{wanted}` means no parameter of this model{did_you_mean(wanted, known)}")
         for name in chosen:
             parameters[name].requires_grad_(False)
@@ -43,6 +59,8 @@ def freeze_parameters(module: Any, names: Sequence[str]) -> None:
 
 def _part(name: str, is_embedding: bool) -> str:
     modules = set(name.split("."))
+    if modules & OTHER:
+        return "other"
     if modules & PROJECTOR:  # some lie within the vision tower
         return "projector"
     if modules & VISION_TOWER:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from automodel import InputError
@@ -119,14 +119,23 @@ def from_config(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainedVisionLanguageModel(PretrainedModel):
-    """A vision-language model with a checkpoint."""
+class _VisionLanguageModel:
+    """What is the same with and without a checkpoint."""
 
     auto_class = "AutoModelForImageTextToText"
     noun = "vision-language model"
 
     freeze: tuple[str, ...]
-    processor: dict[str, Any] = field(hash=False)
+    processor: dict[str, Any]
+
+    def prepare(self, module: Any) -> None:
+        """Freeze what is not to be trained."""
+        freeze_parameters(module, self.freeze)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedVisionLanguageModel(_VisionLanguageModel, PretrainedModel):
+    """A vision-language model with a checkpoint."""
 
     def load_processor(self) -> Any:
         """Load the processor of images and text.
@@ -136,21 +145,12 @@ class PretrainedVisionLanguageModel(PretrainedModel):
         """
         return load_processor(self.location, self.processor, self.revision, self.cache_dir, self.trust_remote_code)
 
-    def prepare(self, module: Any) -> None:
-        """Freeze what is not to be trained."""
-        freeze_parameters(module, self.freeze)
-
 
 @dataclass(frozen=True, kw_only=True)
-class RandomVisionLanguageModel(RandomModel):
+class RandomVisionLanguageModel(_VisionLanguageModel, RandomModel):
     """A vision-language model without a checkpoint."""
 
-    auto_class = "AutoModelForImageTextToText"
-    noun = "vision-language model"
-
     processor_location: Location
-    freeze: tuple[str, ...]
-    processor: dict[str, Any] = field(hash=False)
 
     def load_processor(self) -> Any:
         """Load the processor of images and text.
@@ -159,10 +159,6 @@ class RandomVisionLanguageModel(RandomModel):
             InputError: its location has none.
         """
         return load_processor(self.processor_location, self.processor, self.revision, None, self.trust_remote_code)
-
-    def prepare(self, module: Any) -> None:
-        """Freeze what is not to be trained."""
-        freeze_parameters(module, self.freeze)
 
 
 def _located(name: str) -> Location:

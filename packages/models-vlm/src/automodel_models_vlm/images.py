@@ -12,6 +12,8 @@ import numpy as np
 from automodel_huggingface.bad_rows import BadRowError, kind_name
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+MOST_SHOWN = 200
+
 
 def check_image(value: Any, directory: Path) -> None:
     """Check that an image is there, without decoding it.
@@ -20,12 +22,16 @@ def check_image(value: Any, directory: Path) -> None:
         BadRowError: it is of a kind that is not read, or its file is missing.
     """
     source = _source(value, directory)
+    if not isinstance(source, Path):
+        return
     try:
-        present = not isinstance(source, Path) or source.is_file()
-    except OSError as error:  # text that is no path: its name is too long
-        raise BadRowError(f"there is no image file {source!s:.80}... ({error.strerror})") from error
+        present = source.is_file()
+    except OSError:  # the name is too long
+        present = False
     if not present:
-        raise BadRowError(f"there is no image file {source!s}")
+        name = str(source)
+        hint = " (base64 text begins with data:image/png;base64,)" if len(name) > MOST_SHOWN else ""
+        raise BadRowError(f"there is no image file {name:.{MOST_SHOWN}}{'...' if hint else ''}{hint}")
 
 
 def load_image(value: Any, directory: Path) -> Image.Image:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from automodel import InputError
+from automodel.suggest import did_you_mean
 from automodel_huggingface.locations import Location, unreachable
+from automodel_huggingface.tokenizers import complete
 
 
 def load_processor(
@@ -42,9 +45,23 @@ def load_processor(
         raise InputError(
             f"the model {location.name} has no processor of images: is it a model of text (model: causal-lm)?"
         )
-    tokenizer = processor.tokenizer
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise InputError(f"the tokenizer of {location.name} has neither a pad nor an end-of-text token")
-        tokenizer.pad_token = tokenizer.eos_token
+    known = _settings(processor)
+    if unknown := [name for name in settings if name not in known]:
+        raise InputError(
+            f"model.processor: {type(processor).__name__} takes no `{unknown[0]}`{did_you_mean(unknown[0], known, 40)}"
+        )
+    complete(processor.tokenizer, location)
     return processor
+
+
+def _settings(processor: Any) -> set[str]:
+    """The names of what a processor and its parts can be told; they take any name without a word."""
+    known = {"backend", "use_fast", "padding_side", "model_max_length"}
+    parts = [processor, processor.image_processor]
+    if hasattr(processor, "video_processor"):
+        parts.append(processor.video_processor)
+    for part in parts:
+        known |= inspect.signature(type(part)).parameters.keys()
+        known |= getattr(getattr(part, "valid_kwargs", None), "__annotations__", {}).keys()
+        known |= {name for name, value in vars(type(part)).items() if not name.startswith("_") and not callable(value)}
+    return known - {"self", "args", "kwargs"}

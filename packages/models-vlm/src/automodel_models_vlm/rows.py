@@ -7,6 +7,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,8 @@ def find_rows(data_path: str | Sequence[str], split: str | None, name: str | Non
         InputError: nothing is there, or it cannot be read.
     """
     if isinstance(data_path, str) and _is_saved(Path(data_path).expanduser()):
-        data = _saved(data_path, split)
-        return Table(data.with_format("arrow"), (data_path,), (0,))
+        saved = str(Path(data_path).expanduser())
+        return Table(_saved(saved, split).with_format("arrow"), (saved,), (0,))
     found = find_files(data_path, split)
     if isinstance(found, str):
         return Table(load_hub(found, name, split, streaming=False).with_format("arrow"), (found,), (0,))
@@ -167,7 +168,7 @@ def _is_saved(directory: Path) -> bool:
 
 def _saved(data_path: str, split: str | None) -> Any:
     try:
-        loaded = datasets.load_from_disk(str(Path(data_path).expanduser()))
+        loaded = datasets.load_from_disk(data_path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"the saved data set {data_path} cannot be read: {error}") from error
     if isinstance(loaded, datasets.Dataset):
@@ -190,24 +191,29 @@ def _image_columns(features: Any) -> list[str]:
 def _images_present(data: Any, name: str) -> list[Any]:
     """For each row what a column of images holds, with empty bytes for each image."""
     from pyarrow import compute
+    from pyarrow.types import is_struct  # type: ignore[import-untyped]
 
     column = data.data.column(name)
     if _is_list_of_images(data.features[name]):
         return [None if num is None else [b""] * num for num in compute.list_value_length(column).to_pylist()]
-    return [b"" if valid else None for valid in compute.is_valid(column).to_pylist()]
+    if not is_struct(column.type):
+        return [b"" if valid else None for valid in compute.is_valid(column).to_pylist()]
+    there = compute.is_valid(compute.struct_field(column, "bytes")).to_pylist()
+    paths = compute.struct_field(column, "path").to_pylist()
+    return [b"" if valid else path for valid, path in zip(there, paths, strict=True)]
 
 
 def _is_list_of_images(feature: Any) -> bool:
     return isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image)
 
 
-class _quiet:  # noqa: N801  (a context manager, used as a function)
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Keep `datasets` from drawing progress bars."""
-
-    def __enter__(self) -> None:
-        self._shown = datasets.utils.logging.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-
-    def __exit__(self, *error: object) -> None:
-        if self._shown:
+    shown = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
             datasets.enable_progress_bars()

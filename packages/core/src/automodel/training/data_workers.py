@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from types import ModuleType
@@ -35,7 +37,20 @@ def worker_context(modules: Iterable[str]) -> BaseContext:
     # once more, since that has unblocked what it wants unblocked (python 3.11)
     with _blocked({*SIGNALS, signal.SIGINT}):
         forkserver.ensure_running()
+    _kill_at_exit()
     return context
+
+
+@cache
+def _kill_at_exit() -> None:
+    """Let no worker that hangs keep the process from ending, which would wait for it: it takes no SIGTERM."""
+
+    def kill() -> None:
+        for process in multiprocessing.active_children():
+            if process.daemon:
+                process.kill()
+
+    atexit.register(kill)
 
 
 @contextmanager
