@@ -63,6 +63,7 @@ def undisturbed(automodel, recipe, tmp_path):
     return metrics(tmp_path / "whole")
 
 
+@pytest.mark.slow  # the test of two machines loses a process too
 def test_a_killed_rank_is_started_again_and_the_run_ends_the_same(automodel, recipe, tmp_path, undisturbed):
     command = ("train", "-c", recipe, *STEPS, "--nproc-per-node", 2, "--max-restarts", 2, "--monitor-interval", 0.2)
     agent = automodel.start(*command)

@@ -151,22 +151,31 @@ def test_losses_in_two_processes_are_those_of_one(automodel, recipe, qwen3_vl, t
         assert metrics(tmp_path / "run", name) == pytest.approx(metrics(tmp_path / "one", name), rel=1e-5), name
 
 
-def test_a_tower_without_a_gradient_is_told_under_ddp_and_trains_when_it_is_looked_for(automodel, recipe, tmp_path):
+def without_a_gradient(automodel, recipe, tmp_path, *overrides):
+    """LLaVA in two processes: (exit code, what it says)."""
     model = tiny_vlm.save("llava", tmp_path / "llava")
     command = ("train", "-c", recipe, of(model), "step_scheduler.max_steps=2", "--nproc-per-node", 2)
-    process = automodel.start(*command)
+    process = automodel.start(*command, *overrides)
     _, stderr = process.communicate()
-    assert process.returncode == 2, stderr
+    return process.returncode, stderr
+
+
+def test_a_tower_without_a_gradient_is_told_under_ddp(automodel, recipe, tmp_path):
+    code, stderr = without_a_gradient(automodel, recipe, tmp_path)
+    assert code == 2, stderr
     assert "set distributed.find_unused_parameters: true" in stderr
     assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+def test_a_tower_without_a_gradient_trains_under_ddp_when_it_is_looked_for(automodel, recipe, tmp_path):
     looked_for = ("distributed._target_=ddp", "distributed.find_unused_parameters=true")
-    process = automodel.start(*command, *looked_for)
-    _, stderr = process.communicate()
-    assert process.returncode == 0, stderr
+    code, stderr = without_a_gradient(automodel, recipe, tmp_path, *looked_for)
+    assert code == 0, stderr
     assert len(metrics(tmp_path / "run")) == 2
 
 
-@pytest.mark.parametrize("peft", [(), LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("peft", [(), pytest.param(LORA, marks=pytest.mark.slow)], ids=["full", "lora"])
 def test_a_killed_run_goes_on_bit_for_bit(automodel, recipe, gemma3, tmp_path, peft):
     command = ("train", "-c", recipe, of(gemma3), *peft, "step_scheduler.max_steps=60", "dataloader.num_workers=1")
     command = (*command, "step_scheduler.ckpt_every_steps=5")
@@ -295,22 +304,31 @@ def test_the_digits_recipe_reads_nine_of_ten_held_out_digits(automodel, tmp_path
     assert json.loads(automodel(*command).stdout)["val_exact_match"] == list(measured.values())[-1]
 
 
-@pytest.mark.parametrize("name", ["vlm_training_pipeline", "vlm_distributed_training"])
-def test_our_users_recipes_train_given_a_small_model_and_receipts(automodel, gemma3, tmp_path, name):
+def test_our_users_recipe_trains_given_a_small_model_and_receipts(automodel, gemma3, tmp_path):
     data = receipts.save(tmp_path / "receipts", 16)
-    recipe = ROOT / "examples" / f"{name}.yaml"
     small = ("--model.pretrained_model_name_or_path", gemma3, "step_scheduler.max_steps=2")
-    if name == "vlm_training_pipeline":
-        automodel("finetune", "vlm", "-c", recipe, *small, f"dataset.path_or_dataset={data}")
-    else:
-        (tmp_path / "data.yaml").write_text(f"dataset: {{_target_: cord-v2, path_or_dataset: {data}}}\n")
-        command = ("finetune", "vlm", "-c", recipe, "-c", "data.yaml", *small, "--nproc-per-node", 2)
-        process = automodel.start(*command)
-        _, stderr = process.communicate()
-        assert process.returncode == 2
-        assert "nvfsdp needs CUDA devices" in stderr
-        process = automodel.start(*command, "distributed._target_=fsdp2")
-        _, stderr = process.communicate()
-        assert process.returncode == 0, stderr
+    recipe = ROOT / "examples" / "vlm_training_pipeline.yaml"
+    automodel("finetune", "vlm", "-c", recipe, *small, f"dataset.path_or_dataset={data}")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "checkpoints" / "step_2" / "model")
     assert model.config.model_type == "gemma3"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code"),
+    [pytest.param((), 2, marks=pytest.mark.slow, id="as it is"), (("distributed._target_=fsdp2",), 0)],
+)
+def test_our_users_distributed_recipe_trains_by_fsdp2_where_there_is_no_device(
+    automodel, gemma3, tmp_path, overrides, code
+):
+    data = receipts.save(tmp_path / "receipts", 16)
+    (tmp_path / "data.yaml").write_text(f"dataset: {{_target_: cord-v2, path_or_dataset: {data}}}\n")
+    recipe = ROOT / "examples" / "vlm_distributed_training.yaml"
+    small = ("--model.pretrained_model_name_or_path", gemma3, "step_scheduler.max_steps=2")
+    process = automodel.start(
+        *("finetune", "vlm", "-c", recipe, "-c", "data.yaml", *small, "--nproc-per-node", 2), *overrides
+    )
+    _, stderr = process.communicate()
+    assert process.returncode == code, stderr
+    assert ("nvfsdp needs CUDA devices" in stderr) == (code == 2)
+    saved = tmp_path / "checkpoints" / "step_2" / "model"
+    assert code == 2 or AutoModelForImageTextToText.from_pretrained(saved).config.model_type == "gemma3"
