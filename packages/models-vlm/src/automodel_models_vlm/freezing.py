@@ -52,7 +52,7 @@ def freeze_parameters(module: Any, names: Sequence[str]) -> None:
             chosen = [name for name in parameters if fnmatchcase(name, wanted) or name.startswith(f"{wanted}.")]
         if not chosen:
             known = [*PARTS, *(name for name, _ in module.named_modules() if name)]
-            raise InputError(f"freeze: `{wanted}` means no parameter of this model{did_you_mean(wanted, known)}")
+            raise InputError(f"model.freeze: `{wanted}` means no parameter of this model{did_you_mean(wanted, known)}")
         for name in chosen:
             parameters[name].requires_grad_(False)
 
