@@ -31,7 +31,8 @@ class Plain:
     def __init__(self, processor):
         self.processor = processor
 
-    def __call__(self, rows):  # noqa: D102
+    def __call__(self, rows):
+        """The micro-batch of these rows."""
         conversations = []
         for row in rows:
             content = [{"type": "image", "image": row["image"].convert("RGB")}, {"type": "text", "text": PROMPT}]

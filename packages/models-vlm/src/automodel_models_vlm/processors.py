@@ -61,6 +61,7 @@ def _settings(processor: Any) -> set[str]:
     if hasattr(processor, "video_processor"):
         parts.append(processor.video_processor)
     for part in parts:
+        # `valid_kwargs` is how the image and video processors of transformers say it (5.23); whole processors have none
         known |= inspect.signature(type(part)).parameters.keys()
         known |= getattr(getattr(part, "valid_kwargs", None), "__annotations__", {}).keys()
         known |= {name for name, value in vars(type(part)).items() if not name.startswith("_") and not callable(value)}
