@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from automodel import InputError
+from automodel.checkpoint.remote import local_copy
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -61,7 +62,7 @@ def merge_checkpoint(
     output = Path(output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output: {output} exists and is not an empty directory; nothing is overwritten")
-    found = find_adapter(Path(checkpoint).expanduser())
+    found = find_adapter(local_copy(checkpoint))
     if found.recipe is not None:
         start = base_from_recipe(found, base, allow_targets)
     else:

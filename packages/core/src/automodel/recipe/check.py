@@ -21,7 +21,7 @@ from automodel.suggest import did_you_mean
 
 TARGET = "_target_"
 SECTIONS_OF_PLUGINS = (
-    "wandb", "mlflow", "tensorboard", "packed_sequence", "checkpoint_management", "deployment",
+    "wandb", "mlflow", "tensorboard", "packed_sequence", "checkpoint_management.export_config", "deployment",
     "model_registry",
 )  # fmt: skip
 """Sections that recipes of this project have and that core does not fill: a typo in one of them gets its suggestion."""
@@ -60,7 +60,7 @@ class Checker:
 
     def unknown_section(self, section: str, known: list[str]) -> str:
         """The message for a section that nothing fills."""
-        if section.partition(".")[0] in SECTIONS_OF_PLUGINS and not any(one.startswith(section) for one in known):
+        if section in SECTIONS_OF_PLUGINS:
             return f"no installed plugin brings the section `{section}`; `automodel plugins` lists them"
         if section.partition(".")[0] in known and "." in section:
             return "a dot has no meaning in a key of a recipe: write a mapping, or this on the command line"
