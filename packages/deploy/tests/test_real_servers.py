@@ -17,7 +17,7 @@ TRAINING = f"""
 dataset:
   _target_: text-instruction
   data_path: {COUNTRIES}/train.jsonl
-  limit: 8
+  limit_dataset_samples: 8
 dataloader:
   batch_size: 1
 step_scheduler:

@@ -107,6 +107,12 @@ def test_more_devices_than_there_are_is_told(num_accelerators, fake_vllm, monkey
         VLLM(tensor_parallel_size=4).prepare()
 
 
+@pytest.mark.parametrize("server", [VLLM, TransformersServe])
+def test_a_port_that_there_is_not_is_told(server):
+    with pytest.raises(InputError, match="port must be from 1 to 65535, not 0"):
+        server(port=0)
+
+
 def test_transformers_serves_a_directory(num_accelerators):
     server = TransformersServe(port=9000)
     words = server.command(MODEL)

@@ -21,6 +21,7 @@ from automodel_deploy.signals import StopSignals
 STOP_SECONDS = 20.0
 """How long a server may take to end after SIGTERM."""
 _POLL_SECONDS = 0.25
+_STOP_POLL_SECONDS = 0.1
 _TAIL_LINES = 20
 
 
@@ -89,11 +90,21 @@ class ServerProcess:
             time.sleep(_POLL_SECONDS)
 
     def stop(self, signals: StopSignals) -> None:
-        """End all its processes: by SIGTERM, and by SIGKILL after a while, or at once when a further signal comes."""
+        """End all its processes: by SIGTERM, and by SIGKILL after a while, or at once when a further signal comes.
+
+        The first process is told first, since it knows in which order its own are to end.
+        """
         num, give_up = signals.num, time.monotonic() + STOP_SECONDS
+
+        def patient() -> bool:
+            return time.monotonic() < give_up and signals.num == num
+
+        self._process.terminate()
+        while self._process.poll() is None and patient():
+            time.sleep(_STOP_POLL_SECONDS)
         self._send(signal.SIGTERM)
-        while self._any_left() and time.monotonic() < give_up and signals.num == num:
-            time.sleep(0.1)
+        while self._any_left() and patient():
+            time.sleep(_STOP_POLL_SECONDS)
         if self._any_left():
             self._send(signal.SIGKILL)
         self._process.wait()

@@ -14,7 +14,7 @@ from automodel import InputError
 from automodel.notices import notice
 
 from automodel_deploy.interfaces import Container, Model
-from automodel_deploy.machine import num_accelerators
+from automodel_deploy.machine import num_accelerators, require_port
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class TransformersServe:
     health: ClassVar[str] = "/health"
 
     def __post_init__(self) -> None:
+        require_port(self.port)
         if self.tensor_parallel_size != 1:
             raise InputError(
                 f"tensor_parallel_size: {self.tensor_parallel_size}: `transformers serve` does not lay a model over "

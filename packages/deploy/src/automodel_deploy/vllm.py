@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from automodel import InputError
 
 from automodel_deploy.interfaces import Adapter, Container, Model
-from automodel_deploy.machine import num_accelerators
+from automodel_deploy.machine import num_accelerators, require_port
 
 _INSTALL = (
     "install it in an environment of its own, since it pins torch (`uv venv serve && uv pip install -p serve vllm`; "
@@ -68,6 +68,7 @@ class VLLM:
     health: ClassVar[str] = "/health"
 
     def __post_init__(self) -> None:
+        require_port(self.port)
         if self.tensor_parallel_size < 1:
             raise InputError(f"tensor_parallel_size must be at least 1, not {self.tensor_parallel_size}")
         if self.max_batch_size is not None and self.max_batch_size < 1:
