@@ -81,6 +81,7 @@ def test_kubernetes_names_paths_of_the_container():
     text = kubernetes_manifest(VLLM(), ADAPTED)
     assert "adapter/: the files of /runs/step_20/model" in text
     assert "base/: the files of /runs/base" in text
+    assert "&id" not in text  # people write no anchors
 
 
 def test_a_model_on_the_hub_needs_no_volume():

@@ -105,7 +105,11 @@ def kubernetes_manifest(server: Server, model: Model) -> str | None:
         "spec": {
             "replicas": 1,
             "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": {"containers": [pod], "volumes": volumes}},
+            "template": {
+                "metadata": {"labels": labels},
+                # of a service called vllm, Kubernetes would make a variable VLLM_PORT, which vLLM reads
+                "spec": {"enableServiceLinks": False, "containers": [pod], "volumes": volumes},
+            },
         },
     }
     service = {
@@ -116,6 +120,9 @@ def kubernetes_manifest(server: Server, model: Model) -> str | None:
     }
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
+    # false keeps the order that people write; ruamel types the attribute by its default alone
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.representer.ignore_aliases = lambda data: True
     stream = io.StringIO()
     yaml.dump_all([deployment, service], stream)
     return _header(name, copies) + stream.getvalue()
