@@ -61,6 +61,7 @@ def test_transformers_serves_a_full_fine_tuning(automodel, tmp_path, port):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # two starts, of up to five minutes each on two busy cores
 @pytest.mark.skipif(VLLM_PYTHON is None, reason="AUTOMODEL_TEST_VLLM_PYTHON names no interpreter with vLLM")
 def test_vllm_serves_an_adapter_beside_its_base(automodel, tmp_path, port):
     serving_config = f"""
