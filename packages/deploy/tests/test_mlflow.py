@@ -8,9 +8,10 @@ from automodel_deploy.mlflow import MLflow, lineage
 from automodel_deploy.registration import digest
 
 
-@pytest.fixture
-def uri(tmp_path):
-    return f"sqlite:///{tmp_path}/mlflow.db"
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    """One database for all: to make one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 
 
 @pytest.fixture
@@ -20,8 +21,9 @@ def client(uri):
 
 
 @pytest.fixture
-def registry(uri):
-    return MLflow("countries", tracking_uri=uri, alias="newest")
+def registry(uri, request):
+    """Each test's own experiment and model."""
+    return MLflow(request.node.name, tracking_uri=uri, alias="newest")
 
 
 def registered(registry, checkpoint, *exports):
@@ -31,13 +33,8 @@ def registered(registry, checkpoint, *exports):
 def test_a_version_tells_where_it_comes_from(registry, client, run_directory):
     checkpoint = run_directory() / "step_10"
     version = registered(registry, checkpoint)
-    assert (version.name, version.version, version.uri, version.is_new) == (
-        "countries",
-        "1",
-        "models:/countries/1",
-        True,
-    )
-    found = client.get_model_version("countries", "1")
+    assert (version.version, version.uri, version.is_new) == ("1", f"models:/{registry.name}/1", True)
+    found = client.get_model_version(registry.name, "1")
     assert found.tags["automodel.run_directory"] == str(checkpoint.parent)
     assert found.tags["automodel.checkpoint"] == "step_10"
     assert found.tags["automodel.base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -56,9 +53,9 @@ def test_its_files_can_be_read_again(registry, uri, run_directory, tmp_path):
     run = run_directory()
     registered(registry, run / "step_20")
     mlflow.set_tracking_uri(uri)
-    back = mlflow.artifacts.download_artifacts("models:/countries@newest", dst_path=str(tmp_path / "back"))
+    back = mlflow.artifacts.download_artifacts(f"models:/{registry.name}@newest", dst_path=str(tmp_path / "back"))
     assert (tmp_path / "back" / "model" / "weights").read_text(encoding="utf-8") == "of step 20", back
-    run_id = mlflow.MlflowClient(uri).get_model_version_by_alias("countries", "newest").run_id
+    run_id = mlflow.MlflowClient(uri).get_model_version_by_alias(registry.name, "newest").run_id
     names = {file.path for file in mlflow.MlflowClient(uri).list_artifacts(run_id)}
     assert names == {"files", "recipe.yaml", "manifest.json", "environment.json"}
 
@@ -70,7 +67,7 @@ def test_exports_are_registered_in_place_of_the_checkpoints_model(registry, clie
         export.mkdir(parents=True)
         (export / "weights").write_text(export.name, encoding="utf-8")
     registered(registry, checkpoint, *exports)
-    run_id = client.get_model_version("countries", "1").run_id
+    run_id = client.get_model_version(registry.name, "1").run_id
     assert [file.path for file in client.list_artifacts(run_id, "files")] == ["files/pytorch", "files/safetensors"]
 
 
@@ -80,13 +77,14 @@ def test_the_same_is_registered_once(registry, client, run_directory):
     assert (again.version, again.is_new) == (first.version, False)
     other = registered(registry, run / "step_20")
     assert (other.version, other.is_new) == ("2", True)
-    assert len(client.search_runs([client.get_experiment_by_name("countries").experiment_id])) == 2
-    assert client.get_model_version_by_alias("countries", "newest").version == "2"
+    assert len(client.search_runs([client.get_experiment_by_name(registry.name).experiment_id])) == 2
+    assert str(client.get_model_version_by_alias(registry.name, "newest").version) == "2"
 
 
-def test_nothing_of_mlflows_own_is_printed(registry, run_directory, capfd, caplog):
+def test_nothing_of_mlflows_own_is_printed(run_directory, capfd, caplog):
+    new = MLflow("countries", tracking_uri="sqlite:///new.db")  # to make a database is what it would tell most about
     with caplog.at_level(logging.INFO):
-        registered(registry, run_directory() / "step_10")
+        registered(new, run_directory() / "step_10")
     out, err = capfd.readouterr()
     assert out == ""
     assert err == ""
@@ -99,17 +97,18 @@ def test_long_and_strange_parameters_are_cut_to_what_mlflow_takes(registry, clie
     more += "".join(f"  many_{number}: {number}\n" for number in range(250))
     path.write_text(path.read_text(encoding="utf-8") + more, encoding="utf-8")
     registered(registry, checkpoint)
-    params = client.get_run(client.get_model_version("countries", "1").run_id).data.params
+    params = client.get_run(client.get_model_version(registry.name, "1").run_id).data.params
     assert len(params["dataset.system_prompt"]) == 6000
     assert params["dataset.odd_ key _1_"] == ""
     assert params["dataset.none"] == "null"
     assert params["dataset.many_249"] == "249"
 
 
-def test_the_command_says_what_it_registered(automodel, recipe, run_directory, tmp_path):
+def test_the_command_says_what_it_registered(automodel, recipe, run_directory, uri):
     run = run_directory()
     words = ("register", "-c", recipe, "--checkpoint", run, "model_registry.registered_model_name=codes")
-    line = f"registered as version 1 of codes: models:/codes/1 at sqlite:///{tmp_path}/mlflow.db\n"
+    words += (f"model_registry.tracking_uri={uri}",)
+    line = f"registered as version 1 of codes: models:/codes/1 at {uri}\n"
     assert automodel(*words).stdout == line
     assert automodel(*words).stdout == f"already {line}"
     without_path = (*words[:3], *words[5:], f"checkpoint.checkpoint_dir={run}")
