@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,50 +22,113 @@ class Exporter(Protocol):
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A PEFT adapter.
+
+    Args:
+        directory: where its files lie.
+        config: what its `adapter_config.json` says.
+    """
+
+    directory: Path
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Model:
     """What a server serves.
 
     Args:
-        name: by which clients ask for it.
-        directory: a Hugging Face directory: the model, or the base of `adapter`.
-        adapter: a PEFT adapter's directory, served beside its base without being merged.
+        name: by which clients ask for it, unless the recipe gives another one.
+        location: the directory of the model, or of the base of `adapter`, or its id on the Hugging Face Hub.
+        adapter: served beside its base without being merged.
     """
 
     name: str
-    directory: Path
-    adapter: Path | None = None
+    location: str
+    adapter: Adapter | None = None
+
+
+@dataclass(frozen=True)
+class Container:
+    """How a server runs in a cluster.
+
+    Args:
+        image: the container image.
+        command: the words that start it, listening on all addresses.
+        environment: variables it needs.
+        gpus: that it needs.
+    """
+
+    image: str
+    command: list[str]
+    environment: dict[str, str]
+    gpus: int
 
 
 class Server(Protocol):
     """What `server_providers` return: how to start a server of the OpenAI API."""
 
-    host: str
-    port: int
-    start_timeout_s: int
-    health: str
-    """The path that answers 200 when the server is ready."""
+    @property
+    def host(self) -> str:
+        """The address it listens on."""
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+
+    @property
+    def start_timeout_s(self) -> int:
+        """Seconds after which a server that is not ready is given up."""
+
+    @property
+    def health(self) -> str:
+        """The path that answers 200 when the server is ready."""
+
+    def asked_for(self, model: Model) -> str:
+        """What a request has as `model`."""
 
     def command(self, model: Model) -> list[str]:
         """The words that start it.
 
         Raises:
-            InputError: it is not installed here, or it cannot serve this model so.
+            InputError: it cannot serve this model so; says what to do.
         """
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, model: Model) -> dict[str, str]:
         """Variables it needs besides this process's."""
 
-    def asked_for(self, model: Model) -> str:
-        """What a request has as `model`."""
+    def prepare(self) -> None:
+        """Make sure, before it is started, that it can run on this machine.
+
+        Raises:
+            InputError: it is not installed, or the machine lacks what the recipe asks for.
+        """
+
+    def container(self, model: Model) -> Container | None:
+        """How it runs in a cluster, the model's paths being those within the container; None without an image.
+
+        Raises:
+            InputError: it cannot serve this model so.
+        """
 
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version of a model."""
+    """A registered version of a model.
+
+    Args:
+        name: of the registered model.
+        version: its number.
+        uri: by which the registry's own client finds it.
+        registry: where it is registered.
+        is_new: false if the same files were registered before.
+    """
 
     name: str
     version: str
     uri: str
+    registry: str
     is_new: bool
 
 
@@ -76,7 +140,7 @@ class ModelRegistry(Protocol):
 
         Args:
             checkpoint: a run's `step_<n>`.
-            exports: directories of exported files.
+            exports: directories of exported files; without any, the checkpoint's own model is registered.
             digest: of what is registered: the same one is not registered twice.
 
         Raises:
