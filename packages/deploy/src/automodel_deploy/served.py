@@ -12,6 +12,7 @@ from typing import Any
 import click
 from automodel import InputError
 from automodel.checkpoint.manifest import MANIFEST
+from automodel.checkpoint.remote import local_copy
 from automodel.recipe import Recipe
 
 from automodel_deploy.interfaces import Adapter, Model
@@ -23,30 +24,32 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 def run_directory(recipe: Recipe) -> Path:
     """The directory in which the recipe's run keeps its checkpoints."""
-    sections = recipe.sections_of("checkpoint")
-    target = sections[0] if sections else recipe.target("checkpoint")
-    assert target is not None  # it has a default
-    found: Path = target.build().directory
-    return found
+    from automodel.training.build import build_checkpointer  # imports torch
+
+    return build_checkpointer(recipe).directory
 
 
-def checkpoint_at(recipe: Recipe, path: Path | None) -> Path:
-    """The whole checkpoint at `path`, or the newest one of the recipe's run.
+def checkpoint_at(recipe: Recipe, path: str | None) -> Path:
+    """The whole checkpoint at `path`, of a run's directory the best one if it tracks a metric, or else the newest.
+
+    Args:
+        recipe: whose run is meant where there is no path.
+        path: of a run or a checkpoint, also in an object store.
 
     Raises:
         InputError: there is none.
     """
-    from automodel.checkpoint.checkpointer import find_checkpoint  # imports torch
+    from automodel.checkpoint.checkpointer import chosen_checkpoint  # imports torch
 
-    if path is None:
-        path = run_directory(recipe)
-        if not path.is_dir():
-            raise InputError(f"the recipe's run has no directory {path} yet: train first, or give --checkpoint PATH")
-    inside = path.name == "model" and (path.parent / MANIFEST).exists()
-    return find_checkpoint(path.parent if inside else path)
+    if path is not None:
+        return chosen_checkpoint(path)
+    run = run_directory(recipe)
+    if not run.is_dir():
+        raise InputError(f"the recipe's run has no directory {run} yet: train first, or give --checkpoint PATH")
+    return chosen_checkpoint(run)
 
 
-def served_model(recipe: Recipe, path: Path | None, allow_targets: Sequence[str] = ()) -> Model:
+def served_model(recipe: Recipe, path: str | None, allow_targets: Sequence[str] = ()) -> Model:
     """The model to serve.
 
     Args:
@@ -58,13 +61,16 @@ def served_model(recipe: Recipe, path: Path | None, allow_targets: Sequence[str]
         InputError: there is nothing to serve.
     """
     if path is not None:
-        if not path.is_dir():
+        directory = local_copy(path)
+        if not directory.is_dir():
             raise InputError(f"--checkpoint: {path} is no directory")
-        path = path.resolve()
-        if (path / "config.json").exists():
-            return Model(_name_of(path), str(path))
-        if (path / _ADAPTER_CONFIG).exists() and not (path.parent / MANIFEST).exists():
-            return _with_adapter(path.name, _adapter_at(path))
+        directory = directory.resolve()
+        if (directory / "config.json").exists():
+            return Model(_name_of(directory), str(directory))
+        if (directory / _ADAPTER_CONFIG).exists() and not (directory.parent / MANIFEST).exists():
+            return _with_adapter(directory.name, _adapter_at(directory))
+        inside = directory.name == "model" and (directory.parent / MANIFEST).exists()
+        path = str(directory.parent if inside else directory)
     checkpoint = checkpoint_at(recipe, path).resolve()
     model, name = checkpoint / "model", checkpoint.parent.name
     if recipe.has(EXPORT):

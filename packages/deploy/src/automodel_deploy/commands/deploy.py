@@ -28,9 +28,8 @@ _LOGS = Path("logs")
 @click.option(
     "--checkpoint",
     metavar="PATH",
-    type=click.Path(path_type=Path),
-    help="A run's directory (its newest whole checkpoint is taken), one checkpoint step_<n>, a model's directory or a "
-    "PEFT adapter. The recipe's own run without.",
+    help="A run's directory (its best or newest whole checkpoint is taken), one checkpoint step_<n>, a model's "
+    "directory or a PEFT adapter. The recipe's own run without.",
 )
 @click.option("--prompt", metavar="TEXT", default=_PROMPT, show_default=True, help="What the model is asked at first.")
 @click.option("--check", is_flag=True, help="Stop after the first answer.")
@@ -45,7 +44,7 @@ def deploy(
     config: tuple[str, ...],
     allow_target: tuple[str, ...],
     overrides: tuple[str, ...],
-    checkpoint: Path | None,
+    checkpoint: str | None,
     prompt: str,
     check: bool,
     print_only: bool,
@@ -68,7 +67,7 @@ def deploy(
 
 
 def server_and_model(
-    recipe: Recipe, checkpoint: Path | None, allow_targets: tuple[str, ...] = ()
+    recipe: Recipe, checkpoint: str | None, allow_targets: tuple[str, ...] = ()
 ) -> tuple[Server, Model]:
     """The recipe's server, and what it is to serve.
 

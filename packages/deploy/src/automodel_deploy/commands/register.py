@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 from automodel.cli.options import RecipeCommand, recipe_options
 from automodel.recipe import load_recipe
@@ -16,12 +14,11 @@ from automodel_deploy.interfaces import Version
 @click.option(
     "--checkpoint",
     metavar="PATH",
-    type=click.Path(path_type=Path),
-    help="One checkpoint step_<n>, or a run's directory (its newest whole checkpoint is taken). The recipe's own run "
-    "without.",
+    help="One checkpoint step_<n>, or a run's directory (its best or newest whole checkpoint is taken). The recipe's "
+    "own run without.",
 )
 def register(
-    config: tuple[str, ...], allow_target: tuple[str, ...], overrides: tuple[str, ...], checkpoint: Path | None
+    config: tuple[str, ...], allow_target: tuple[str, ...], overrides: tuple[str, ...], checkpoint: str | None
 ) -> None:
     """Register a trained model in the registry of the recipe's section `model_registry`.
 
