@@ -98,10 +98,8 @@ class _Pipeline:
     def train(self) -> Path:
         """Train, and return the checkpoint to use."""
         before = {name: value for name, value in self.recipe.resolved().items() if name not in AFTER_TRAINING}
-        management = before.get("checkpoint_management") or {}
-        before["checkpoint_management"] = {
-            k: v for k, v in management.items() if f"checkpoint_management.{k}" != EXPORT
-        }
+        holder, _, section = EXPORT.partition(".")
+        before[holder] = {name: value for name, value in before.get(holder, {}).items() if name != section}
         digest = _digest(before)
         run = self.record.path.parent
         if self.record.is_done("train", digest):
