@@ -12,12 +12,17 @@ class Exporter(Protocol):
     """What `exporter_providers` name: writes a model in one file format."""
 
     def __call__(self, module: Any, directory: Path, max_shard_size: str | None) -> None:
-        """Write the module's weights and configuration into an empty directory.
+        """Write the module's weights, configuration and generation configuration.
+
+        What it writes must be a directory that `from_pretrained` of transformers loads: it is verified so.
 
         Args:
             module: a transformers model on the CPU.
-            directory: the tokenizer, the chat template and the generation configuration are written by the caller.
+            directory: does not exist yet; the caller adds the tokenizer or processor and the chat template.
             max_shard_size: of one file, as `5GB`; null is one file.
+
+        Raises:
+            OSError: the file system refused.
         """
 
 

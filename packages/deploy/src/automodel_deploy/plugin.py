@@ -26,8 +26,12 @@ def export_providers() -> tuple[Provider, ...]:
 def exporter_providers() -> tuple[Provider, ...]:
     """File formats; recipes name them in `formats`."""
     return (
-        Provider("safetensors", "automodel_deploy.safetensors:write", summary="a Hugging Face directory, safetensors"),
-        Provider("pytorch", "automodel_deploy.pytorch:write", summary="a Hugging Face directory, pytorch_model.bin"),
+        Provider(
+            "safetensors", "automodel_deploy.formats.safetensors:write", summary="a Hugging Face directory, safetensors"
+        ),
+        Provider(
+            "pytorch", "automodel_deploy.formats.pytorch:write", summary="a Hugging Face directory, pytorch_model.bin"
+        ),
     )
 
 

@@ -89,7 +89,7 @@ def served_directory(recipe: Recipe, checkpoint: Path, allow_targets: Sequence[s
         InputError: it cannot be exported.
         RunError: the file system refused, or the export is not the trained model.
     """
-    from automodel_deploy.export import export_checkpoint  # type: ignore[import-not-found]
+    from automodel_deploy.export import export_checkpoint
 
     settings = _export_settings(recipe)
     directories = export_checkpoint(checkpoint, settings, allow_targets=allow_targets, say=click.echo)
@@ -108,7 +108,7 @@ def exports_of(recipe: Recipe, checkpoint: Path) -> list[Path]:
     """
     if not recipe.has(EXPORT):
         return []
-    from automodel_deploy.publishing import is_current  # type: ignore[import-not-found]
+    from automodel_deploy.publishing import is_current
 
     settings = _export_settings(recipe)
     named = {name: settings.directory(checkpoint) / name for name in settings.formats}
