@@ -193,4 +193,4 @@ def test_a_real_model_keeps_its_answers(export, automodel, tmp_path):
         export("run", formats=BOTH, optimization_level=level)
         for name in FORMATS:
             figures = manifest.read_manifest(exported(tmp_path / "run", level, name))["verification"]
-            assert figures["divergence"] <= divergence and figures["same_predictions"] > 0.9
+            assert figures["divergence"] <= divergence and figures["same_predictions"] > 0.85
