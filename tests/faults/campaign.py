@@ -30,8 +30,8 @@ WANTED_SHARE = 0.99
 
 
 def fault_of(number, seed):
-    """The fault of a run: in random order, evenly; those of two processes, which take two cores, half as often."""
-    deck = [fault for fault in FAULTS for _ in range(2 // fault.num_processes)]
+    """The fault of a run: in random order, evenly; those of two processes, which take both cores, a third as often."""
+    deck = [fault for fault in FAULTS for _ in range(3 if fault.num_processes == 1 else 1)]
     turn, place = divmod(number, len(deck))
     return random.Random(f"{seed}/{turn}").sample(deck, len(deck))[place]
 

@@ -22,6 +22,7 @@ class Fault:
         words: of the command line.
         num_processes: that train.
         fills_disk: needs a disk that can be filled.
+        may_fail_with: words by which the command may refuse to go on at once, twice at most.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Fault:
     words: tuple[str, ...] = ()
     num_processes: int = 1
     fills_disk: bool = False
+    may_fail_with: str | None = None
 
 
 def killed(trial):
@@ -109,38 +111,40 @@ def rank_lost(trial):
 
 
 def data_worker_killed(trial):
-    moment = trial.some_moment()
-    with trial.paused(lambda: moment() and data_workers(trial.command)):
-        os.kill(data_workers(trial.command)[0], signal.SIGKILL)
+    """Or, one in four times, the server that it was forked from."""
+    moment, is_server = trial.some_moment(), trial.moments.random() < 0.25
+    with trial.paused(lambda: moment() and data_worker(trial.command)):
+        worker = data_worker(trial.command)
+        os.kill(parent(worker) if is_server else worker, signal.SIGKILL)
     trial.end()
 
 
-def data_workers(command):
-    """Processes that load samples: forked from a server that is none itself."""
+def data_worker(command):
+    """The process that loads samples, forked from a server that looks the same; None when there is none now."""
     servers = {process for process in command.processes() if "forkserver" in command_line(process)}
-    return [process for process in servers if parent(process) in servers]
+    return next((process for process in servers if parent(process) in servers), None)
 
 
-SOON = ("--monitor-interval", "0.2")
+TWO = ("--nproc-per-node", "2", "--monitor-interval", "0.2")
+TERMINATED = (0, 128 + signal.SIGTERM, -signal.SIGTERM)
 FAULTS = (
     Fault("killed (SIGKILL)", killed, (-signal.SIGKILL,)),
-    Fault("asked to stop (SIGTERM)", asked_to_stop, (0, 128 + signal.SIGTERM, -signal.SIGTERM)),
+    Fault("asked to stop (SIGTERM)", asked_to_stop, TERMINATED),
     Fault("killed while it saves", killed_while_saving, (-signal.SIGKILL,)),
     Fault("disk full", disk_full, (1, 2), fills_disk=True),
     Fault("newest checkpoint damaged", newest_damaged, (-signal.SIGKILL,)),
     Fault("data worker killed", data_worker_killed, (0, 1), words=("dataloader.num_workers=1",)),
+    Fault("one of two processes lost", rank_lost, (1,), words=TWO, num_processes=2),
     Fault(
-        "one of two processes lost, restarted by the agent",
-        rank_lost,
-        (0,),
-        words=("--nproc-per-node", "2", "--max-restarts", "2", *SOON),
+        *("one of two processes lost, the agent starts both again", rank_lost, (0,)),
+        words=(*TWO, "--max-restarts", "2"),
         num_processes=2,
     ),
+    Fault("agent of two processes asked to stop (SIGTERM)", asked_to_stop, TERMINATED, words=TWO, num_processes=2),
     Fault(
-        "one of two processes lost, the command started again",
-        rank_lost,
-        (1,),
-        words=("--nproc-per-node", "2", *SOON),
+        *("agent of two processes killed (SIGKILL)", killed, (-signal.SIGKILL,)),
+        words=TWO,
         num_processes=2,
+        may_fail_with="another run (process",  # they save and end by themselves, in some seconds
     ),
 )

@@ -26,7 +26,7 @@ class Ending:
         """What is wrong with how it told of its end."""
         if "Traceback" in self.stdout + self.stderr:
             yield "showed a traceback"
-        if self.exit_code > 0 and "error: " not in self.stderr:
+        if 0 < self.exit_code < 128 and "error: " not in self.stderr:
             yield "failed without a word"
 
     def __str__(self):
@@ -42,13 +42,19 @@ class Hangs(Exception):  # noqa: N818 - what happened, not what went wrong here
 
 
 class Command:
-    """`automodel` with `words`, started in `directory`, which all of its processes carry in their environment."""
+    """`automodel` with `words`, started in `directory`, which all of its processes carry in their environment.
 
-    def __init__(self, words, directory):
+    Args:
+        words: the command line.
+        directory: where it runs, and where what it says goes.
+        number: of the command among those started there.
+    """
+
+    def __init__(self, words, directory, number):
         self._variable = f"AUTOMODEL_FAULTS={directory}"
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
         own = dict([self._variable.split("=", 1)], HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
-        self._files = [directory / "stdout", directory / "stderr"]
+        self._files = [directory / f"{name}_{number}" for name in ("stdout", "stderr")]
         with self._files[0].open("w") as stdout, self._files[1].open("w") as stderr:
             self._process = subprocess.Popen(
                 [AUTOMODEL, *words], cwd=directory, env=inherited | own, stdout=stdout, stderr=stderr

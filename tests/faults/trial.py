@@ -146,7 +146,7 @@ class Trial:
     def start(self):
         """Start the command: the same each time."""
         self.witness.starting()
-        self.command = Command(self.words, self.place)
+        self.command = Command(self.words, self.place, len(self.endings) + 1)
 
     def until(self, ready):
         """Wait for the command to have come to something, listening to what it says."""
@@ -164,14 +164,23 @@ class Trial:
         except EndedError:
             self.take(self.command.ending())
 
-    def start_again(self, again=None):
-        """Start the same command again, by `again` if that is given, and wait for its end."""
-        if again is None:
-            self.start()
-            self.end()
-        else:
-            self.witness.starting()
-            self.take(again(self.words))
+    def finish(self, may_fail_with=None, again=None):
+        """Start the same command again until it ends well: once, or thrice where it may be refused by these words.
+
+        Args:
+            may_fail_with: words that the fault explains.
+            again: called with the command line instead of starting the command; returns its `Ending`.
+        """
+        for is_first in (True, False, False):
+            ending = self.endings[-1]
+            if ending.exit_code == 0 or not (is_first or (may_fail_with and may_fail_with in ending.stderr)):
+                return
+            if again is None:
+                self.start()
+                self.end()
+            else:
+                self.witness.starting()
+                self.take(again(self.words))
 
     def left_behind(self):
         """A complaint when processes of the run are there long after its end."""
@@ -253,6 +262,9 @@ def judge(fault, number, trial):
         for turn, ending in enumerate(trial.endings, start=1)
         for complaint in ending.complaints()
     ]
+    has_trained = "nothing to train" not in trial.endings[-1].stdout
+    if has_trained and len(witness.whole) > KEEP:
+        verdict.complaints.append(f"keeps {sorted(witness.whole)}, which are more than {KEEP}")
     try:
         found = Undisturbed.of(trial.run, fault.num_processes, expected.seconds)
     except (ValueError, OSError) as error:
@@ -275,7 +287,7 @@ def run_trial(fault, number, seed, place, words, undisturbed, disk, again=None):
         number: of the run in the campaign; with `seed` it decides on the moment.
         place: a directory for it, which does not exist.
         words: overrides for every command.
-        again: called with the words instead of starting the command after the fault; returns its `Ending`.
+        again: called with the command line instead of starting the command after the fault; returns its `Ending`.
     """
     started = time.monotonic()
     for attempt in range(5):
@@ -301,8 +313,7 @@ def _disturb(fault, number, trial, again):
         fault.disturb(trial)
         if (code := trial.endings[0].exit_code) not in fault.exit_codes:
             complaints.append(f"the disturbed command ended with exit code {code}")
-        if trial.endings[-1].exit_code:
-            trial.start_again(again)
+        trial.finish(fault.may_fail_with, again)
         if code := trial.endings[-1].exit_code:
             complaints.append(f"the command that was started again ended with exit code {code}")
         complaints += trial.left_behind()

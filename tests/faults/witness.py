@@ -56,7 +56,7 @@ class Witness:
                 is_whole = not manifest.problems(self.run / f"step_{step}")
             if not is_whole:
                 self.torn.append(f"resumed from step_{step}, which is damaged")
-            if number == 0 and step != max(self.whole_before, default=step):
+            if number == 0 and step < max(self.whole_before, default=0):
                 self.passed_over.append(f"resumed from step_{step}, although {self.whole_before} were whole")
         self._heard = len(steps)
 

@@ -86,6 +86,15 @@ def test_pruning_keeps_the_newest_verified_ones_and_never_counts_a_damaged_one(t
     assert names(tmp_path) == ["step_3", "step_4"]
 
 
+def test_a_damaged_checkpoint_counts_when_it_has_been_saved_again(tmp_path):
+    damaged = write(tmp_path, 2)
+    (damaged / "manifest.json").unlink()
+    directory.prune(tmp_path, keep_last_n=1, just_saved=write(tmp_path, 1))
+    write(tmp_path, 2)
+    directory.prune(tmp_path, keep_last_n=1, just_saved=write(tmp_path, 3))
+    assert names(tmp_path) == ["step_3"]
+
+
 def test_two_runs_cannot_write_to_one_directory(tmp_path):
     script = f"""
 import time

@@ -194,9 +194,14 @@ def require_shared(run_directory: Path) -> None:
         )
 
 
-@cache
 def _is_whole(path: Path) -> bool:
     """Whether a checkpoint's files are as they were written; a process reads each checkpoint once to know."""
+    return _was_whole(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _was_whole(path: Path, made: int) -> bool:
+    """By when its directory was made: a damaged checkpoint may have been saved again."""
     return not manifest.problems(path)
 
 
