@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from automodel.errors import AutoModelError, InputError, RunError
 from automodel.hookspecs import hookimpl, hookspec
-from automodel.providers import Kind, Provider
+from automodel.providers import Kind, Provider, ProviderOf
 
 if TYPE_CHECKING:
     from automodel.training.train import TrainResult, train
@@ -21,6 +21,7 @@ __all__ = [
     "InputError",
     "Kind",
     "Provider",
+    "ProviderOf",
     "RunError",
     "TrainResult",
     "hookimpl",

@@ -34,6 +34,9 @@ class ModelSource(Protocol):
     def name(self) -> str:
         """How people call it: a Hub id or a directory."""
 
+    def at(self, directory: Path) -> ModelSource:
+        """The model that `save_pretrained` has written to a directory, with the options of this one."""
+
     def load_processor(self) -> Any:
         """Load the tokenizer, or the processor of a model that reads more than text.
 
@@ -86,6 +89,24 @@ class Peft(Protocol):
 
         Raises:
             InputError: the targets match nothing in this model; lists what there is.
+        """
+
+    def load(self, module: nn.Module, directory: Path) -> None:
+        """Give the adapters of a module that `apply` made the values that `save_pretrained` has written.
+
+        Parameters may be DTensors; all processes call this together.
+
+        Raises:
+            InputError: they do not fit, or the file is damaged.
+        """
+
+    def merge(self, module: nn.Module, directory: Path) -> nn.Module:
+        """Add an adapter that `save_pretrained` has written to a model without adapters, in place; returns it.
+
+        The sum is made, and the model then is, in the wider of the data types of model and adapter.
+
+        Raises:
+            InputError: the adapter does not fit, is damaged, or holds numbers that are not finite.
         """
 
 

@@ -22,7 +22,7 @@ KINDS = (
     Kind("lr_scheduler", sections=("lr_scheduler",), default="constant", injected=("optimizer", "num_steps")),
     Kind("loss", sections=("loss_fn",), default="cross-entropy"),
     Kind("training", sections=("training",), default="options"),
-    Kind("checkpoint", sections=("checkpoint",), default="directory"),
+    Kind("checkpoint", sections=("checkpoint", "checkpoint_management.checkpoint_config"), default="directory"),
     Kind("rng", sections=("rng",), default="seeds"),
     Kind("logger", named_sections=True, injected=("run",)),
 )

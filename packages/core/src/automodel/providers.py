@@ -49,11 +49,13 @@ class Kind:
 
     Args:
         name: the kind, in the singular and snake case: `"optimizer"`.
-        sections: the recipe's sections that hold one provider of this kind each. Empty for kinds that only occur
-            nested in another section (a collate function inside a data loader).
+        sections: the recipe's sections that hold one provider of this kind each. `"deployment.serving_config"` is the
+            mapping `serving_config` in a section `deployment`, which has nothing else but such mappings. Empty for
+            kinds that only occur nested in another section (a collate function inside a data loader).
         default: the provider of a section without `_target_`.
         injected: parameters that core passes by name if the provider has them; a recipe may not set them.
         named_sections: every provider's name is itself a section (`wandb:`, `mlflow:`).
+        named_by: a key of its sections that names the provider as `_target_` does (`framework: vllm`).
     """
 
     name: str
@@ -61,6 +63,14 @@ class Kind:
     default: str | None = None
     injected: tuple[str, ...] = ()
     named_sections: bool = False
+    named_by: str | None = None
+
+
+@dataclass(frozen=True)
+class ProviderOf:
+    """Marks a parameter that takes a provider's name: `formats: list[Annotated[str, ProviderOf("exporter")]]`."""
+
+    kind: str
 
 
 @dataclass(frozen=True)

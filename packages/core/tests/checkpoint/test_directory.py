@@ -6,15 +6,17 @@ import time
 import pytest
 from automodel import InputError, RunError
 from automodel.checkpoint import directory, manifest
-from automodel.checkpoint.checkpointer import Checkpointer, find_checkpoint
+from automodel.checkpoint.checkpointer import Checkpointer, best_checkpoint, chosen_checkpoint, find_checkpoint
 
 
-def write(run_directory, step, text="weights"):
-    with directory.publish(run_directory, step) as target:
+def write(run_directory, step, text="weights", **about):
+    with directory.saving(run_directory, step):
+        target = directory.begin(run_directory, step)
         (target / "model").mkdir()
         (target / "model" / "model.safetensors").write_text(text * 100)
-        manifest.write_manifest(target, {"step": step})
-    return run_directory / f"step_{step}"
+        manifest.write_manifest(target, {"step": step, **about})
+        directory.flush(target)
+        return directory.publish(target)
 
 
 def names(run_directory):
@@ -52,12 +54,12 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_notice(tmp_path, capsys, dam
 
 def test_an_interrupted_save_leaves_no_checkpoint_and_the_others_as_they_were(tmp_path):
     good = write(tmp_path, 1)
-    with pytest.raises(ZeroDivisionError), directory.publish(tmp_path, 2) as target:
-        (target / "half").write_text("x")
+    with pytest.raises(ZeroDivisionError), directory.saving(tmp_path, 2):
+        (directory.begin(tmp_path, 2) / "half").write_text("x")
         raise ZeroDivisionError
     assert directory.latest_verified(tmp_path) == good
-    with pytest.raises(RunError, match=r"step 3.*intact"), directory.publish(tmp_path, 3) as target:
-        (target / "half").write_text("x")
+    with pytest.raises(RunError, match=r"step 3.*intact"), directory.saving(tmp_path, 3):
+        (directory.begin(tmp_path, 3) / "half").write_text("x")
         raise OSError("No space left on device")
     assert [step for step, _ in directory.checkpoints(tmp_path)] == [1]
     with directory.exclusive(tmp_path):
@@ -93,6 +95,47 @@ def test_a_damaged_checkpoint_counts_when_it_has_been_saved_again(tmp_path):
     write(tmp_path, 2)
     directory.prune(tmp_path, keep_last_n=1, just_saved=write(tmp_path, 3))
     assert names(tmp_path) == ["step_3"]
+
+
+def tracked(loss, name="val_loss", greater_is_better=False, validated=True):
+    metric = {"name": name, "greater_is_better": greater_is_better}
+    return {"metrics": {name: loss}, "validated": validated, "metric_for_best_model": metric}
+
+
+def test_the_best_checkpoint_stays_and_is_the_one_to_use(tmp_path):
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 1.0)):
+        write(tmp_path, step, **tracked(loss))
+    write(tmp_path, 5, **tracked(0.5, validated=False))  # the loss of an earlier step
+    best = best_checkpoint(tmp_path)
+    assert best == chosen_checkpoint(tmp_path) == tmp_path / "step_2"
+    directory.prune(tmp_path, keep_last_n=2, just_saved=tmp_path / "step_5", best=best)
+    assert names(tmp_path) == ["step_2", "step_4", "step_5"]
+    assert find_checkpoint(tmp_path) == tmp_path / "step_5"
+
+
+def test_a_metric_may_be_better_when_it_is_greater_and_a_damaged_best_one_is_not_used(tmp_path):
+    for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.7)):
+        write(tmp_path, step, **tracked(accuracy, "val_exact_match", greater_is_better=True))
+    assert chosen_checkpoint(tmp_path) == tmp_path / "step_2"
+    (tmp_path / "step_2" / "model" / "model.safetensors").write_text("torn")
+    assert chosen_checkpoint(tmp_path) == tmp_path / "step_3"
+
+
+def test_a_run_that_tracks_no_metric_has_no_best_checkpoint(tmp_path):
+    write(tmp_path, 1, metrics={"val_loss": 1.0}, validated=True, metric_for_best_model=None)
+    assert best_checkpoint(tmp_path) is None
+    assert chosen_checkpoint(tmp_path) == tmp_path / "step_1"
+
+
+def test_settings_that_contradict_each_other_are_told():
+    with pytest.raises(InputError, match="greater_is_better says nothing"):
+        Checkpointer(greater_is_better=True)
+    with pytest.raises(InputError, match="local_dir is for a checkpoint_dir in an object store"):
+        Checkpointer(local_dir="here")
+    with pytest.raises(InputError, match="save_interval_steps must be at least 1"):
+        Checkpointer(save_interval_steps=0)
+    assert Checkpointer(metric_for_best_model="val_exact_match").more_is_better
+    assert not Checkpointer(metric_for_best_model="val_loss").more_is_better
 
 
 def test_two_runs_cannot_write_to_one_directory(tmp_path):
@@ -160,10 +203,12 @@ import os, itertools
 from pathlib import Path
 from automodel.checkpoint import directory, manifest
 for step in itertools.count(2):
-    with directory.publish(Path({str(tmp_path)!r}), step) as target:
-        for name in range(20):
-            (target / f"{{name}}.bin").write_bytes(os.urandom(100_000))
-        manifest.write_manifest(target, {{"step": step}})
+    target = directory.begin(Path({str(tmp_path)!r}), step)
+    for name in range(20):
+        (target / f"{{name}}.bin").write_bytes(os.urandom(100_000))
+    manifest.write_manifest(target, {{"step": step}})
+    directory.flush(target)
+    directory.publish(target)
     directory.prune(Path({str(tmp_path)!r}), 2, Path({str(tmp_path)!r}) / f"step_{{step}}")
 """
     process = subprocess.Popen([sys.executable, "-c", script])
@@ -213,7 +258,9 @@ def test_saving_a_step_again_replaces_the_damaged_one(tmp_path):
 
 def test_files_of_a_checkpoint_are_as_readable_as_its_directory(tmp_path):
     tmp_path.chmod(0o755)
-    with directory.publish(tmp_path, 1) as target:
-        (target / "private").write_text("x")
-        (target / "private").chmod(0o600)
+    target = directory.begin(tmp_path, 1)
+    (target / "private").write_text("x")
+    (target / "private").chmod(0o600)
+    directory.flush(target)
+    directory.publish(target)
     assert (tmp_path / "step_1" / "private").stat().st_mode & 0o777 == 0o644

@@ -7,7 +7,7 @@ import pytest
 import torch
 from automodel import InputError, RunError
 from automodel.checkpoint.checkpointer import Checkpointer
-from automodel.checkpoint.state import fingerprint, load_state, save_state
+from automodel.checkpoint.state import fingerprint, load_state, state_of, write_state
 from automodel.interfaces import Run
 from automodel.parallel.ddp import DataParallel
 from automodel.training.dataloader import DataLoader
@@ -25,6 +25,10 @@ OPTIMIZERS = {
     "sgd with momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
     "adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
 }
+
+
+def save_state(directory, run):
+    write_state(directory, *state_of(run))
 
 
 class Hooks:
@@ -58,6 +62,7 @@ def parts(tmp_path, optimizer="adamw", seed=0, frozen=False, max_steps=9, width=
         processor=PROCESSOR,
         module=module,
         forward=module,
+        reload=None,
         parallelism=DataParallel(torch.device("cpu")),
         samples_per_step=6,
         fingerprint=mark,
@@ -187,5 +192,5 @@ def test_a_model_that_is_not_finite_is_not_saved(tmp_path):
     with torch.no_grad():
         built.module.head.weight[0, 0] = float("nan")
     with pytest.raises(RunError, match="not finite"):
-        save(built)
+        save(built, {}, validated=False, wait=True)
     assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 from automodel.plugins import Plugins, installed
 from automodel.recipe import read_signature
+from automodel.recipe.signature import key
 
 SOURCE = '''
 from __future__ import annotations
@@ -206,7 +207,7 @@ CORE = [
 def test_what_is_read_is_what_python_says(provider: Any, toybox: Plugins) -> None:
     signature = read_signature(provider.target)
     real = inspect.signature(provider.load()).parameters.values()
-    named = {p.name: p for p in real if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    named = {key(p.name): p for p in real if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     assert list(signature.parameters) == list(named)
     assert {n: p.required for n, p in signature.parameters.items()} == {
         n: p.default is inspect.Parameter.empty for n, p in named.items()

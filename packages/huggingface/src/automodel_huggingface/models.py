@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from automodel import InputError
 from automodel.notices import notice
@@ -35,6 +36,19 @@ class _Model:
     use_liger_kernel: bool
     revision: str | None
     trust_remote_code: bool
+
+    def _options_at(self, directory: Path) -> dict[str, Any]:
+        """The fields of the `PretrainedModel` that `save_pretrained` has written to a directory, with these options."""
+        return {
+            "location": Location(str(directory), directory),
+            "dtype": self.dtype,
+            "attention": self.attention,
+            "use_liger_kernel": self.use_liger_kernel,
+            "quantization_config": None,
+            "revision": None,
+            "cache_dir": None,
+            "trust_remote_code": self.trust_remote_code,
+        }
 
     def prepare(self, module: Any) -> None:
         """Change a model that was just made, in place; by default nothing is changed."""
@@ -70,6 +84,10 @@ class PretrainedModel(_Model):
     def name(self) -> str:
         """The Hub id, directory or package location."""
         return self.location.name
+
+    def at(self, directory: Path) -> Self:
+        """The model that `save_pretrained` has written to a directory, with these options."""
+        return replace(self, **self._options_at(directory))
 
     def load_module(self, device: torch.device) -> torch.nn.Module:
         """Load the model on the device.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from automodel import InputError
@@ -135,6 +136,10 @@ class RandomCausalLM(RandomModel):
     noun = "causal language model"
 
     tokenizer: Location
+
+    def at(self, directory: Path) -> PretrainedCausalLM:
+        """The model that `save_pretrained` has written to a directory, with these options."""
+        return PretrainedCausalLM(**self._options_at(directory))
 
     def load_processor(self) -> Any:
         """Load the tokenizer, with a pad token and a maximum length.

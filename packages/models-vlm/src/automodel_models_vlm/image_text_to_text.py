@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from automodel import InputError
@@ -151,6 +152,11 @@ class RandomVisionLanguageModel(_VisionLanguageModel, RandomModel):
     """A vision-language model without a checkpoint."""
 
     processor_location: Location
+
+    def at(self, directory: Path) -> PretrainedVisionLanguageModel:
+        """The model that `save_pretrained` has written to a directory, with these options."""
+        options = self._options_at(directory)
+        return PretrainedVisionLanguageModel(freeze=self.freeze, processor=self.processor, **options)
 
     def load_processor(self) -> Any:
         """Load the processor of images and text.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from automodel import InputError
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from automodel_peft_lora.checkpoints import ADAPTER_WEIGHTS
 
 ADAPTER = "default"
 """The name that peft gives the only adapter of a model, and loads it under."""
@@ -47,3 +51,33 @@ class AdapterModel(PeftModel):
 
     def create_or_update_model_card(self, output_dir: str) -> None:
         """Write no model card: peft's is an empty form."""
+
+
+def saved_names(adapted: Any) -> dict[str, Tensor]:
+    """The tensors of an adapter by the names that its file has for them."""
+    return dict(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+
+
+def check_fit(adapter: Path, expected: Mapping[str, Sequence[int]]) -> None:
+    """Check that an adapter's file has all tensors of these names and shapes and no other; peft would only warn.
+
+    Raises:
+        InputError: it has not, or cannot be read.
+    """
+    try:
+        with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
+            saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{adapter / ADAPTER_WEIGHTS} is damaged: {error}") from error
+    wrong = [
+        *(f"{name} is missing" for name in sorted(expected.keys() - saved.keys())),
+        *(f"{name} has no place in the base model" for name in sorted(saved.keys() - expected.keys())),
+        *(
+            f"{n} is {saved[n]}, not {tuple(expected[n])}"
+            for n in sorted(saved.keys() & expected.keys())
+            if saved[n] != tuple(expected[n])
+        ),
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InputError(f"{adapter / ADAPTER_WEIGHTS} does not fit the base model: {'; '.join(wrong[:3])}{more}")

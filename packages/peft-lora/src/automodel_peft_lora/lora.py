@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from automodel import InputError
 from automodel.notices import notice
+from automodel.parallel.process_group import is_first
+from automodel.parallel.weights import broadcast_weights
 from automodel.suggest import did_you_mean
 from peft import LoraConfig, prepare_model_for_kbit_training
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from automodel_peft_lora.adapter_model import AdapterModel
+from automodel_peft_lora.adapter_model import AdapterModel, check_fit, saved_names
+from automodel_peft_lora.checkpoints import ADAPTER_WEIGHTS
+from automodel_peft_lora.merging import merge_adapter
 from automodel_peft_lora.targets import ALL_LINEAR, check_modules_to_save, choose_modules, linear_modules, shortest
 
 DEFAULT_RANK = 16
@@ -127,6 +133,26 @@ class LoRA:
         if (dtype := self._dtype()) is not None:
             _cast(adapted, dtype)
         return adapted
+
+    def load(self, module: nn.Module, directory: Path) -> None:
+        """Give the adapters that `apply` put on a model the values in `directory`; all processes call it together.
+
+        Raises:
+            InputError: they do not fit, or the file is damaged.
+        """
+        names = saved_names(module)
+        check_fit(directory, {saved: value.shape for saved, value in names.items()})
+        whole = load_file(directory / ADAPTER_WEIGHTS) if is_first() else None
+        broadcast_weights(whole, names)
+
+    def merge(self, module: nn.Module, directory: Path) -> nn.Module:
+        """Add the adapter in `directory` to its base, in place; the sum and the model are in the wider data type.
+
+        Raises:
+            InputError: it does not fit the base, is damaged, or holds numbers that are not finite.
+        """
+        wider = torch.promote_types(module.dtype, self._dtype() or torch.float32)  # type: ignore[arg-type]
+        return merge_adapter(module, directory, str(wider).removeprefix("torch."))[0]
 
     def _apply_without_values(self, module: nn.Module, config: LoraConfig) -> nn.Module:
         """The same for a model on the meta device: its adapters have their values, as on a model that has its own."""

@@ -12,7 +12,6 @@ import click
     "--checkpoint",
     metavar="DIR",
     required=True,
-    type=click.Path(path_type=Path),
     help="A run's directory (its newest whole checkpoint is taken), one checkpoint step_<n>, or a PEFT adapter.",
 )
 @click.option(
@@ -39,7 +38,7 @@ import click
     multiple=True,
     help="Let the checkpoint's recipe name functions of this package by dotted path.",
 )
-def merge(checkpoint: Path, output: Path, base: str | None, dtype: str | None, allow_target: tuple[str, ...]) -> None:
+def merge(checkpoint: str, output: Path, base: str | None, dtype: str | None, allow_target: tuple[str, ...]) -> None:
     """Merge a trained adapter into its base model.
 
     The result is an ordinary Hugging Face directory with weights, configuration and tokenizer, which needs neither

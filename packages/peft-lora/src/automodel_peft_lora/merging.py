@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from automodel import InputError
-from peft import PeftConfig, get_peft_model_state_dict
+from automodel.checkpoint.remote import local_copy
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from automodel_peft_lora.adapter_model import ADAPTER, AdapterModel
+from automodel_peft_lora.adapter_model import ADAPTER, AdapterModel, check_fit, saved_names
 from automodel_peft_lora.bases import Base, base_from_hugging_face, base_from_recipe
-from automodel_peft_lora.checkpoints import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, find_adapter
+from automodel_peft_lora.checkpoints import ADAPTER_CONFIG, Checkpoint, find_adapter
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def merge_checkpoint(
     output = Path(output).expanduser()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output: {output} exists and is not an empty directory; nothing is overwritten")
-    found = find_adapter(Path(checkpoint).expanduser())
+    found = find_adapter(local_copy(checkpoint))
     if found.recipe is not None:
         start = base_from_recipe(found, base, allow_targets)
     else:
@@ -95,31 +95,11 @@ def merge_adapter(module: Any, adapter: Path, dtype: str | None = None) -> tuple
 def _load(module: nn.Module, adapter: Path) -> Any:
     """Put the adapter on its base and make sure that every tensor found its place; peft would only warn."""
     try:
-        with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as file:
-            saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{adapter / ADAPTER_WEIGHTS} is damaged: {error}") from error
-    try:
         config = PeftConfig.from_pretrained(str(adapter))
         adapted = AdapterModel(module, config)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{adapter / ADAPTER_CONFIG} does not fit the base model: {error}") from error
-    expected = {
-        name: tuple(value.shape)
-        for name, value in get_peft_model_state_dict(adapted, save_embedding_layers=False).items()
-    }
-    wrong = [
-        *(f"{name} is missing" for name in sorted(expected.keys() - saved.keys())),
-        *(f"{name} has no place in the base model" for name in sorted(saved.keys() - expected.keys())),
-        *(
-            f"{n} is {saved[n]}, not {expected[n]}"
-            for n in sorted(saved.keys() & expected.keys())
-            if saved[n] != expected[n]
-        ),
-    ]
-    if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise InputError(f"{adapter / ADAPTER_WEIGHTS} does not fit the base model: {'; '.join(wrong[:3])}{more}")
+    check_fit(adapter, {name: value.shape for name, value in saved_names(adapted).items()})
     adapted.load_adapter(str(adapter), ADAPTER, autocast_adapter_dtype=True)
     return adapted.eval()
 

@@ -2,81 +2,195 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from automodel.checkpoint import directory, manifest, state
-from automodel.checkpoint.model_files import save_model
-from automodel.environment import versions
+import torch.distributed as dist
+
+from automodel.checkpoint import directory, manifest
+from automodel.checkpoint.remote import Remote, is_remote, local_copy
+from automodel.checkpoint.snapshot import Snapshot, can_be_copied, take, write
+from automodel.checkpoint.verification import Reference, problems_on_disk, reference
 from automodel.errors import InputError
-from automodel.parallel.groups import wait_for_all
+from automodel.interfaces import Batch
+from automodel.notices import notice
+from automodel.parallel.groups import by_first, wait_for_all
 from automodel.parallel.process_group import is_first
 
 if TYPE_CHECKING:
     from automodel.training.parts import Parts
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpointer:
     """Checkpoints in directories `step_<n>` that appear whole or not at all.
 
     Args:
         enabled: save checkpoints; metrics and the resolved recipe are written to the directory all the same.
-        checkpoint_dir: the directory of the run.
-        keep_last_n_checkpoints: how many verified checkpoints stay; null keeps all.
+        checkpoint_dir: the directory of the run; also in an object store (`s3://bucket/run`, `gs://...`), to which each
+            checkpoint is copied when it is finished.
+        save_interval_steps: save after every so many steps, and after the last; null takes
+            step_scheduler.ckpt_every_steps.
+        keep_last_n_checkpoints: how many verified checkpoints stay, and the best one besides; null keeps all.
+        validate_on_save: before a checkpoint counts, read it again and compare checksums, tensors bit for bit, and the
+            answer of the model that was loaded from it. One that fails is told and not kept; the run goes on.
+        async_: train on while files are written, from a copy of model and optimizer in the CPU's memory.
+        metric_for_best_model: a metric of validation (`val_loss`) by which the best checkpoint is kept and exported.
+            The model is then validated before each regular save.
+        greater_is_better: whether more of that metric is better; null is false for a name that ends in `loss`.
         model_save_format: of the model's files; only safetensors, which is never code.
         save_consolidated: write the Hugging Face directory `model/` beside the state that resuming needs.
         restore_from: a checkpoint, or a directory of them, to start from when the run's own directory has none.
+        local_dir: where the files of a run in an object store lie on this machine; null is a directory in the user's
+            cache. Of a run on several machines all must see it.
     """
 
     enabled: bool = True
     checkpoint_dir: str = "./checkpoints"
+    save_interval_steps: int | None = None
     keep_last_n_checkpoints: int | None = None
+    validate_on_save: bool = False
+    async_: bool = False
+    metric_for_best_model: str | None = None
+    greater_is_better: bool | None = None
     model_save_format: Literal["safetensors"] = "safetensors"
     save_consolidated: bool = True
     restore_from: str | None = None
+    local_dir: str | None = None
+    _pending: _Pending | None = field(default=None, init=False, repr=False)
+    _group: dist.ProcessGroup | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.keep_last_n_checkpoints is not None and self.keep_last_n_checkpoints < 1:
-            raise InputError(f"keep_last_n_checkpoints must be at least 1, not {self.keep_last_n_checkpoints}")
+        for name in ("keep_last_n_checkpoints", "save_interval_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}")
+        if self.greater_is_better is not None and self.metric_for_best_model is None:
+            raise InputError("greater_is_better says nothing without metric_for_best_model")
+        if self.local_dir is not None and self.remote is None:
+            raise InputError("local_dir is for a checkpoint_dir in an object store (s3://...); leave it out")
 
     @property
     def directory(self) -> Path:
-        """The directory of the run."""
-        return Path(self.checkpoint_dir).expanduser()
+        """The directory of the run on this machine."""
+        if (remote := self.remote) is None:
+            return Path(self.checkpoint_dir).expanduser()
+        return Path(self.local_dir).expanduser() if self.local_dir else remote.default_local_directory()
 
-    def save(self, parts: Parts, metrics: dict[str, float]) -> Path:
-        """Write the checkpoint of the present step and delete the oldest ones.
+    @property
+    def remote(self) -> Remote | None:
+        """The directory of the run in an object store, if it is there."""
+        return Remote(self.checkpoint_dir) if is_remote(self.checkpoint_dir) else None
 
-        All processes call it and write their parts, into a directory that all of them see.
+    @property
+    def more_is_better(self) -> bool:
+        """Whether more of `metric_for_best_model` is better."""
+        if self.greater_is_better is not None:
+            return self.greater_is_better
+        return not (self.metric_for_best_model or "").endswith("loss")
+
+    def save(
+        self, parts: Parts, metrics: dict[str, float], batch: Batch, *, validated: bool, wait: bool
+    ) -> Path | None:
+        """Save the present step. All processes call it, and write into a directory that all of them see.
+
+        Args:
+            parts: of the run.
+            metrics: for the manifest.
+            batch: a micro-batch of this process, to compare answers by.
+            validated: the metrics of validation are those of this very step.
+            wait: return when the checkpoint is there, although the recipe says `async`.
+
+        Returns:
+            The checkpoint; None while it is being written (`finish` gives it), or if it was not as it should be.
 
         Raises:
             RunError: the file system refused; earlier checkpoints are intact.
         """
-        step = parts.progress.step
-        with directory.publish(self.directory, step) as target:
-            if self.save_consolidated:
-                save_model(target / "model", parts.module, parts.processor)
-            (target / "state").mkdir(exist_ok=True)
-            wait_for_all()
-            state.save_state(target / "state", parts)
-            wait_for_all()
+        about = {"metrics": metrics, "validated": validated, "metric_for_best_model": self._tracked()}
+        with directory.saving(self.directory, parts.progress.step):
+            in_background = self.async_ and not wait
+            snapshot = take(parts, about, with_model=self.save_consolidated, copied=in_background)
+            if in_background and not can_be_copied(snapshot.tensors):
+                notice("checkpoint.async: the parts of tensors of this layout cannot be copied; saves are waited for")
+                in_background = False
+            said = reference(parts, batch) if self.validate_on_save else None
+            target = by_first(lambda: directory.begin(self.directory, snapshot.step))
+            if not in_background:
+                write(snapshot, target, parts)
+                return self._publish(target, snapshot, said, parts)
+            if self._group is None and dist.is_initialized():
+                # not the default group: what the run sends meanwhile would get between
+                self._group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
+            self._pending = _Pending(snapshot, said, target)
+            self._pending.start(parts, self._group)
+        return None
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a checkpoint has been begun that `finish` must finish."""
+        return self._pending is not None
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the files of a checkpoint have been written that `finish` must finish. False if there is none."""
+        return self._pending is not None and not self._pending.thread.is_alive()
+
+    def finish(self, parts: Parts) -> Path | None:
+        """Wait until the checkpoint that is being written is there, and return it. All processes call it together.
+
+        Raises:
+            RunError: the file system refused; earlier checkpoints are intact.
+        """
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        with directory.saving(self.directory, pending.snapshot.step):
+            pending.wait()
+            return self._publish(pending.target, pending.snapshot, pending.said, parts)
+
+    def _publish(self, target: Path, snapshot: Snapshot, said: Reference | None, parts: Parts) -> Path | None:
+        """Let a checkpoint count that is written, unless it is not as it should be."""
+        if said is not None and (found := problems_on_disk(target, snapshot, said, parts)):
             if is_first():
-                (target / "recipe.yaml").write_text(parts.recipe.dump(), encoding="utf-8")
-                about = {"step": step, "metrics": metrics, "recipe_digest": parts.recipe.digest()}
-                manifest.write_manifest(target, about | {"versions": versions()})
-        saved = self.directory / f"step_{step}"
-        if is_first() and self.keep_last_n_checkpoints is not None:
-            directory.prune(self.directory, self.keep_last_n_checkpoints, just_saved=saved)
+                shutil.rmtree(target)
+                more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+                print(
+                    f"warning: the checkpoint of step {snapshot.step} was not written as it should be and is not kept: "
+                    f"{'; '.join(found[:3])}{more}. Earlier ones are intact and the run goes on; look at the disk",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            wait_for_all()
+            return None
+        saved = by_first(lambda: directory.publish(target))
+        if is_first():
+            keep, best = self.keep_last_n_checkpoints, best_checkpoint(self.directory)
+            if keep is not None:
+                directory.prune(self.directory, keep, just_saved=saved, best=best)
+            if (remote := self.remote) is not None:
+                remote.push(self.directory, saved)
+                if keep is not None:
+                    remote.prune(keep, best)
         return saved
+
+    def _tracked(self) -> dict[str, Any] | None:
+        if self.metric_for_best_model is None:
+            return None
+        return {"name": self.metric_for_best_model, "greater_is_better": self.more_is_better}
 
     def find(self, resume: str) -> Path | None:
         """The checkpoint to start from: `auto`, `never` or a path, as `--resume` has it.
 
         Raises:
-            InputError: the path holds no whole checkpoint, or `never` would mix two runs in one directory.
+            InputError: the path holds no whole checkpoint, `never` would mix two runs in one directory, or the object
+                store cannot be read.
         """
+        if (remote := self.remote) is not None:
+            remote.fetch(self.directory)
         own = directory.checkpoints(self.directory)
         if resume == "never":
             if own and self.enabled:
@@ -107,13 +221,62 @@ class Checkpointer:
         return chosen
 
 
-def find_checkpoint(path: str | Path) -> Path:
-    """A verified checkpoint: `path` itself, or the newest one in it.
+class _Pending:
+    """A checkpoint that is being written."""
+
+    def __init__(self, snapshot: Snapshot, said: Reference | None, target: Path) -> None:
+        self.snapshot, self.said, self.target = snapshot, said, target
+        self.error: BaseException | None = None
+        self.thread = Thread()
+
+    def start(self, parts: Parts, group: dist.ProcessGroup | None) -> None:
+        """Begin to write, beside what this process goes on with."""
+
+        def run() -> None:
+            try:
+                write(self.snapshot, self.target, parts, group)
+            except BaseException as error:  # raised where the run waits; DCP's CheckpointException is no Exception
+                self.error = error
+
+        # a daemon: a process that ends by an error of its own does not wait for others that may be gone
+        self.thread = Thread(target=run, name="checkpoint", daemon=True)
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Return when everything is written; raises what hindered it."""
+        self.thread.join()
+        if self.error is not None:
+            raise self.error
+
+
+def best_checkpoint(run_directory: Path) -> Path | None:
+    """The best checkpoint of a run that tracks a metric; None for other runs. Its files are not verified."""
+    manifests = {}
+    for step, path in directory.checkpoints(run_directory):
+        with suppress(OSError, ValueError):  # a damaged one
+            manifests[step] = manifest.read_manifest(path)
+    best = directory.best(manifests)
+    return None if best is None else run_directory / f"step_{best}"
+
+
+def chosen_checkpoint(path: str | Path) -> Path:
+    """A verified checkpoint to use: `path` itself, or the best one in it if its run tracks a metric, or the newest.
 
     Raises:
         InputError: there is none; says what is wrong with it.
     """
-    path = Path(path).expanduser()
+    path = local_copy(path)
+    best = best_checkpoint(path)
+    return find_checkpoint(best if best is not None and not manifest.problems(best) else path)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A verified checkpoint: `path` itself, or the newest one in it. One in an object store is fetched.
+
+    Raises:
+        InputError: there is none; says what is wrong with it.
+    """
+    path = local_copy(path)
     if (path / manifest.MANIFEST).exists() or (path / "state").exists():
         if problems := manifest.problems(path):
             raise InputError(f"the checkpoint {path} is damaged: {'; '.join(problems[:5])}")

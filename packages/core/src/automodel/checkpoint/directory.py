@@ -8,22 +8,20 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from automodel.checkpoint import manifest
 from automodel.errors import InputError, RunError
 from automodel.notices import notice
-from automodel.parallel.groups import by_first, gathered, wait_for_all
-from automodel.parallel.process_group import is_first
 
 _STEP = re.compile(r"step_(\d+)")
 _REFUSED_RUST = re.compile(r"\(os error \d+\)")
 _INCOMPLETE = ".incomplete"
-_SECONDS_TO_SEE = 20
+SECONDS_TO_SEE = 20
 """For so long a network file system may not show what another machine has written, or a dead process hold a lock."""
 
 
@@ -44,40 +42,54 @@ def latest_verified(run_directory: Path) -> Path | None:
     return None
 
 
-@contextmanager
-def publish(run_directory: Path, step: int) -> Iterator[Path]:
-    """Give an empty directory to write a checkpoint into; it becomes `step_<n>` when all is on disk.
-
-    All processes of a run enter and leave it together; the first one makes the directory and publishes it.
-
-    Whatever interrupts the writing leaves the other checkpoints as they were.
+def begin(run_directory: Path, step: int) -> Path:
+    """Make the empty directory that a checkpoint is written into before it is published.
 
     Raises:
-        RunError: the file system refused (disk full, ...); what was written is removed.
+        OSError: the file system refused.
     """
-    unfinished, finished = run_directory / f"step_{step}{_INCOMPLETE}", run_directory / f"step_{step}"
+    unfinished = run_directory / f"step_{step}{_INCOMPLETE}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    return unfinished
+
+
+def flush(target: Path) -> None:
+    """Bring everything below a directory to disk, readable by whoever may read the run's directory."""
+    mode = stat.S_IMODE(target.parent.stat().st_mode) & 0o444
+    for path in (*target.rglob("*"), target):
+        if path.is_file():  # safetensors writes files that only their owner may read
+            path.chmod(path.stat().st_mode | mode)
+        _flush(path)
+
+
+def publish(unfinished: Path) -> Path:
+    """Give a finished and flushed checkpoint its name `step_<n>`, at which it is found.
+
+    Raises:
+        OSError: the file system refused.
+    """
+    finished = unfinished.with_name(unfinished.name.removesuffix(_INCOMPLETE))
+    replaced = finished.with_name(f"{finished.name}.replaced{_INCOMPLETE}")
+    if finished.exists():  # a damaged one, or its run would have gone on from it
+        finished.rename(replaced)
+    unfinished.rename(finished)
+    _flush(finished.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return finished
+
+
+@contextmanager
+def saving(run_directory: Path, step: int) -> Iterator[None]:
+    """Whatever interrupts a save leaves the other checkpoints as they were, and nothing of its own.
+
+    Raises:
+        RunError: the file system refused (disk full, ...).
+    """
     try:
-        if is_first():
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-        wait_for_all()
-        yield unfinished
-        if not is_first():
-            wait_for_all()
-            return
-        for path in (*unfinished.rglob("*"), unfinished):
-            if path.is_file():  # safetensors writes files that only their owner may read
-                path.chmod(path.stat().st_mode | stat.S_IMODE(run_directory.stat().st_mode) & 0o444)
-            _flush(path)
-        replaced = run_directory / f"step_{step}.replaced{_INCOMPLETE}"
-        if finished.exists():  # a damaged one, or its run would have gone on from it
-            finished.rename(replaced)
-        unfinished.rename(finished)
-        _flush(run_directory)
-        shutil.rmtree(replaced, ignore_errors=True)
-        wait_for_all()
+        yield
     except BaseException as error:  # DCP's CheckpointException is no Exception, and ctrl-c must leave no half either
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(run_directory / f"step_{step}{_INCOMPLETE}", ignore_errors=True)
         if (reason := _refusal(error)) is None:
             raise
         raise RunError(
@@ -85,22 +97,61 @@ def publish(run_directory: Path, step: int) -> Iterator[Path]:
         ) from error
 
 
-def prune(run_directory: Path, keep_last_n: int, just_saved: Path) -> None:
-    """Delete the oldest checkpoints so that `keep_last_n` verified ones stay.
+def best(manifests: Mapping[int, Mapping[str, Any]]) -> int | None:
+    """The step of the best checkpoint by the metric that the newest one tracks; None if it tracks none.
+
+    Args:
+        manifests: by step. Those count that were validated as they were saved.
+    """
+    tracked = manifests[max(manifests)].get("metric_for_best_model") if manifests else None
+    if not tracked:
+        return None
+    values = {
+        step: about["metrics"][tracked["name"]]
+        for step, about in sorted(manifests.items())
+        if about.get("validated") and tracked["name"] in about["metrics"]
+    }
+    if not values:
+        return None
+    return (max if tracked["greater_is_better"] else min)(values, key=lambda step: values[step])  # the first of equals
+
+
+def superfluous(
+    run_directory: Path, keep_last_n: int, just_saved: Path | None = None, best: Path | None = None
+) -> list[Path]:
+    """The oldest checkpoints, without which `keep_last_n` verified ones stay, and `best`.
 
     A damaged checkpoint does not count, so it never pushes a good one out; it is left for a person to look at.
 
-    Raises:
-        RunError: the file system refused; the checkpoint just saved is whole.
+    Args:
+        run_directory: of the run.
+        keep_last_n: at least 1.
+        just_saved: known to be whole, and the newest whatever its number says.
+        best: stays besides.
     """
-    earlier = [path for _, path in checkpoints(run_directory) if path != just_saved and _is_whole(path)]
-    for path in earlier[: max(0, len(earlier) - (keep_last_n - 1))]:
+    whole = [path for _, path in checkpoints(run_directory) if path != just_saved and _is_whole(path)]
+    whole += [just_saved] if just_saved is not None else []
+    return [path for path in whole[:-keep_last_n] if path != best]
+
+
+def prune(
+    run_directory: Path, keep_last_n: int, just_saved: Path | None = None, best: Path | None = None
+) -> list[Path]:
+    """Delete the `superfluous` checkpoints, and return them.
+
+    Raises:
+        RunError: the file system refused; the checkpoints that stay are whole.
+    """
+    deleted = superfluous(run_directory, keep_last_n, just_saved, best)
+    for path in deleted:
         doomed = path.with_name(f"{path.name}{_INCOMPLETE}")  # a deletion that is cut short leaves no half checkpoint
         try:
             path.rename(doomed)
             shutil.rmtree(doomed)
         except OSError as error:
-            raise RunError(f"could not delete the old checkpoint {path}: {error}; {just_saved} is saved") from error
+            saved = f"; {just_saved} is saved" if just_saved else ""
+            raise RunError(f"could not delete the old checkpoint {path}: {error}{saved}") from error
+    return deleted
 
 
 @contextmanager
@@ -165,7 +216,7 @@ def _writable(run_directory: Path) -> Iterator[None]:
 def _locked(file: IO[str]) -> bool:
     """Whether this process got the lock; one that was started again waits for what is left of the one before."""
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    give_up = time.monotonic() + (_SECONDS_TO_SEE if restarted else 0)
+    give_up = time.monotonic() + (SECONDS_TO_SEE if restarted else 0)
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,24 +225,6 @@ def _locked(file: IO[str]) -> bool:
             if time.monotonic() >= give_up:
                 return False
         time.sleep(0.2)
-
-
-def require_shared(run_directory: Path) -> None:
-    """Check that all processes see the directory that the first one holds by `exclusive`.
-
-    Raises:
-        InputError: some do not: on another machine it is another directory. All processes raise it.
-    """
-    lock = run_directory / ".lock"
-    holder = by_first(lambda: lock.read_text(encoding="utf-8"))
-    give_up = time.monotonic() + _SECONDS_TO_SEE
-    while not (seen := lock.is_file() and lock.read_text(encoding="utf-8") == holder) and time.monotonic() < give_up:
-        time.sleep(0.5)
-    if blind := [str(rank) for rank, sees in enumerate(gathered(seen)) if not sees]:
-        raise InputError(
-            f"checkpoint.checkpoint_dir: {run_directory} is not the same directory on all machines (rank "
-            f"{', '.join(blind)} does not see that of rank 0); choose one on a file system that all of them share"
-        )
 
 
 def _is_whole(path: Path) -> bool:

@@ -20,41 +20,56 @@ _INDEX = "model.safetensors.index.json"
 _NUMBERED = re.compile(r".*?\.\d+\.")
 
 
-def save_model(directory: Path, module: nn.Module, processor: Any) -> None:
+def model_part(module: nn.Module) -> dict[str, Tensor]:
+    """What this process writes of the model or its adapter. All processes call it together.
+
+    An adapter, or a model that each process has whole, is the first one's. Of a sharded model each process gathers
+    some of the parameters, one after the other.
+    """
+    tensors = tensors_of(module)
+    if hasattr(module, "get_base_model"):  # an adapter: what trains is all there is to save
+        trained = {name: value for name, value in tensors.items() if value.requires_grad}
+        return _gathered(trained, dict.fromkeys(trained, 0))
+    if _is_sharded(module):
+        return _gathered(tensors, _owners(tensors))
+    return tensors if is_first() else {}
+
+
+def write_model(
+    directory: Path, module: nn.Module, part: dict[str, Tensor], processor: Any, group: dist.ProcessGroup | None = None
+) -> None:
     """Write the model, or its adapter, and its tokenizer or processor as `from_pretrained` reads them.
 
-    All processes call it together. An adapter is gathered by the first. Of a sharded model each process gathers some
-    of the parameters, one after the other, and writes them to a file of its own.
+    All processes call it together. Each writes its part of a sharded model to a file of its own.
+
+    Args:
+        directory: is created.
+        module: is asked how it is written; its values are not read.
+        part: what `model_part` gave.
+        processor: of the model.
+        group: of all processes; null is the default one.
 
     Raises:
         OSError: the file system refused.
     """
     model: Any = module
-    tensors = _tensors(module)
-    if hasattr(module, "get_base_model"):  # an adapter: what trains is all there is to save
-        trained = {name: value for name, value in tensors.items() if value.requires_grad}
-        part = _gathered(trained, dict.fromkeys(trained, 0))
+    if _is_sharded(module) and not hasattr(module, "get_base_model"):
+        own = directory / f"part_{dist.get_rank()}"
         if is_first():
-            model.save_pretrained(str(directory), state_dict=part)
-    elif any(isinstance(value, DTensor) for value in tensors.values()):
-        _save_in_parts(directory, model, tensors)
+            directory.mkdir(parents=True)
+        wait_for_all(group)
+        model.save_pretrained(str(own), state_dict=part)
+        wait_for_all(group)
+        if is_first():
+            _join(directory)
     elif is_first():
-        model.save_pretrained(str(directory))
+        model.save_pretrained(str(directory), state_dict=part)
     if is_first():
         processor.save_pretrained(str(directory))
 
 
-def _save_in_parts(directory: Path, model: Any, tensors: dict[str, Tensor]) -> None:
-    """Let `save_pretrained` write each process's parameters into a directory of its own, and make one of them all."""
-    own = directory / f"part_{dist.get_rank()}"
-    part = _gathered(tensors, _owners(tensors))
-    if is_first():
-        directory.mkdir(parents=True)
-    wait_for_all()
-    model.save_pretrained(str(own), state_dict=part)
-    wait_for_all()
-    if is_first():
-        _join(directory)
+def _is_sharded(module: nn.Module) -> bool:
+    return any(isinstance(value, DTensor) for value in module.parameters())
 
 
 def _join(directory: Path) -> None:
@@ -79,7 +94,7 @@ def _join(directory: Path) -> None:
         shutil.rmtree(part)
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters (tied ones once) and persistent buffers by name."""
     persistent = module.state_dict().keys()
     buffers = {name: value for name, value in module.named_buffers() if name in persistent}

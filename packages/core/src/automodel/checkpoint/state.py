@@ -34,11 +34,8 @@ if TYPE_CHECKING:
 _SCALARS = "trainer.json"
 
 
-def save_state(directory: Path, parts: Parts) -> None:
-    """Write everything that resuming needs into `directory`: `*.safetensors` by DCP and `trainer.json`.
-
-    All processes call it; each writes its part.
-    """
+def state_of(parts: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Everything that resuming needs: tensors by name, and what JSON holds. All processes call it together."""
     optimizer = _optimizer_state(parts)
     tensors = {
         **_model_tensors(parts.module),
@@ -54,12 +51,26 @@ def save_state(directory: Path, parts: Parts) -> None:
         "samples_per_step": parts.samples_per_step,
         "fingerprint": parts.fingerprint,
     }
+    return tensors, scalars
+
+
+def write_state(
+    directory: Path, tensors: dict[str, Tensor], scalars: dict[str, Any], group: dist.ProcessGroup | None = None
+) -> None:
+    """Write what `state_of` gave: `*.safetensors` by DCP and `trainer.json`. Each process writes its part.
+
+    Args:
+        directory: exists.
+        tensors: some may be DTensors.
+        scalars: the first process's are written.
+        group: of all processes; null is the default one.
+    """
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
     with _quiet_alone():
         writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
-        save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
+        save(tensors, storage_writer=writer, process_group=group, no_dist=not dist.is_initialized())
     if is_first():
         (directory / _SCALARS).write_text(json.dumps(scalars) + "\n", encoding="utf-8")
 
@@ -77,7 +88,7 @@ def load_state(directory: Path, parts: Parts) -> None:
     key, saved = _rng_key(parts), _saved_shapes(directory)
     now = rng_tensors()
     rng = {name: tensor for name, tensor in now.items() if f"{key}.{name}" in saved}
-    _load_tensors(directory, _prefixed(key, rng))
+    load_tensors(directory, _prefixed(key, rng))
     base_lrs = parts.lr_scheduler.base_lrs
     parts.lr_scheduler.load_state_dict(scalars["lr_scheduler"])
     _take_over_settings(parts, base_lrs, scalars["settings"])
@@ -123,7 +134,7 @@ def _load_optimizer(directory: Path, parts: Parts, scalars: dict[str, Any]) -> N
         for key, value in state.items()
         if torch.is_tensor(value) and key.removeprefix("state.").rpartition(".")[0] in seen
     }
-    _load_tensors(directory, _prefixed("optimizer", moments))  # in place
+    load_tensors(directory, _prefixed("optimizer", moments))  # in place
     set_optimizer_state_dict(parts.module, parts.optimizer, state | scalars, options=_flat())
     for parameter in list(parts.optimizer.state):
         if names[id(parameter)] not in seen:
@@ -165,7 +176,7 @@ def load_model(directory: Path, module: nn.Module, fingerprint: str) -> dict[str
             "those of this recipe's model; give the model it was made with, another checkpoint.checkpoint_dir, or "
             "another --resume"
         )
-    _load_tensors(directory, _model_tensors(module))
+    load_tensors(directory, _model_tensors(module))
     module.load_state_dict({}, strict=False)  # torch's hooks for a module whose values have been loaded
     return scalars
 
@@ -228,7 +239,7 @@ def whole(tensor: Tensor) -> Tensor:
     return full
 
 
-def _load_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
+def load_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
     """Read into `tensors`, in place."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -252,11 +263,20 @@ def _load_tensors(directory: Path, tensors: dict[str, Tensor]) -> None:
 
 def _saved_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     """The tensors of a checkpoint and their shapes."""
+    return {name: shape for name, (shape, _) in saved_tensors(directory).items()}
+
+
+def saved_tensors(directory: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """The tensors of a checkpoint, their shapes and data types."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     metadata = HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
-    return {name: tuple(one.size) for name, one in metadata.items() if isinstance(one, TensorStorageMetadata)}
+    return {
+        name: (tuple(one.size), one.properties.dtype)
+        for name, one in metadata.items()
+        if isinstance(one, TensorStorageMetadata)
+    }
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

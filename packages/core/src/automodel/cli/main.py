@@ -20,6 +20,7 @@ VERBS = {
     "train": ("automodel.cli.train:train", "Fine-tune a model as a recipe says."),
     "finetune": ("automodel.cli.train:finetune", "The same as train."),
     "evaluate": ("automodel.cli.evaluate:evaluate", "Measure a model on a recipe's validation data."),
+    "checkpoints": ("automodel.cli.checkpoints:checkpoints", "List, verify, prune and compare checkpoints."),
     "plan": ("automodel.cli.plan:plan", "Say what a recipe needs on so many devices."),
     "launch": ("automodel.cli.launch:launch", "Hand a run to a cluster's scheduler."),
     "validate": ("automodel.cli.validate:validate", "Check a recipe without running it."),

@@ -35,7 +35,7 @@ def summary(recipe: Recipe) -> list[tuple[str, str, str]]:
     rows = []
     for section in registry.section_kinds():
         target = recipe.target(section)
-        if target is None or (not recipe.has(section) and section.startswith("validation_")):
+        if target is None or (not recipe.has(section) and (section.startswith("validation_") or "." in section)):
             continue
         entry = registry.find(target.kind, target.name) if target.kind and target.plugin else None
         name = entry.provider.name if entry else target.name

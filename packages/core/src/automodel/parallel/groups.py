@@ -54,7 +54,7 @@ def by_first(function: Callable[[], T]) -> T:
     return value[0]
 
 
-def wait_for_all() -> None:
-    """Return when every process is here."""
+def wait_for_all(group: dist.ProcessGroup | None = None) -> None:
+    """Return when every process is here; by a group of all of them, or by the default one."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(group)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from automodel.providers import ProviderOf
 from automodel.recipe.modules import Imported, Module, expression_path
 
 TRUSTED_MODULES = {
@@ -136,6 +137,13 @@ class _Reader:
             return ""
         return words[-1] if len(words) > 1 else binding.name or ""
 
+    def provider_of(self, node: ast.expr) -> str | None:
+        """The kind in `ProviderOf("kind")`."""
+        if not isinstance(node, ast.Call) or expression_path(node.func)[-1:] != [ProviderOf.__name__]:
+            return None
+        kind: str = ast.literal_eval(node.args[0])
+        return kind
+
     def union(self, nodes: Sequence[ast.expr]) -> Any:
         known = []
         for node in nodes:
@@ -166,6 +174,8 @@ class _Reader:
                 return Literal[tuple(ast.literal_eval(item) for item in inner)]
             except ValueError:
                 return UNKNOWN
+        if special == "Annotated" and (kind := self.provider_of(inner[1])) is not None:
+            return Annotated[str, ProviderOf(kind)]
         if special in ("Annotated", "Final", "ClassVar", "Required", "NotRequired"):
             return self.read(inner[0])
         origin = self.read(node.value)
@@ -178,6 +188,17 @@ class _Reader:
     def element(self, node: ast.expr) -> Any:
         result = self.read(node)
         return Any if isinstance(result, _Unknown) else result
+
+
+def with_names(annotation: Any, names_of: Callable[[str], Sequence[str]]) -> Any:
+    """The annotation with the names that a kind's providers have in place of `ProviderOf(kind)`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated and isinstance(arguments[1], ProviderOf):
+        return Literal[tuple(names_of(arguments[1].kind))]
+    if origin in (None, Literal):
+        return annotation
+    inner = tuple(argument if argument is ... else with_names(argument, names_of) for argument in arguments)
+    return Union[inner] if origin in (Union, UnionType) else origin[inner]  # noqa: UP007  (known at run time only)
 
 
 def walk(annotation: Any, path: Sequence[str | int]) -> Any:

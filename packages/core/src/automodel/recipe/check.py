@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from automodel.errors import InputError
 from automodel.providers import Kind
 from automodel.recipe.allowed import REMOTE_CODE
+from automodel.recipe.annotations import with_names
 from automodel.recipe.secrets import HIDDEN, is_secret
 from automodel.recipe.signature import Parameter
-from automodel.recipe.source import Node, Path_, Problems
+from automodel.recipe.source import Node, Path_, Problems, dotted
 from automodel.recipe.target import Target
 from automodel.recipe.targets import Resolved, Resolver, required_but_missing
 from automodel.recipe.values import checked, describe
@@ -19,7 +21,7 @@ from automodel.suggest import did_you_mean
 
 TARGET = "_target_"
 SECTIONS_OF_PLUGINS = (
-    "wandb", "mlflow", "tensorboard", "packed_sequence", "checkpoint_management", "deployment",
+    "wandb", "mlflow", "tensorboard", "packed_sequence", "checkpoint_management.export_config", "deployment",
     "model_registry",
 )  # fmt: skip
 """Sections that recipes of this project have and that core does not fill: a typo in one of them gets its suggestion."""
@@ -36,12 +38,25 @@ class Checker:
         """The target of every section that is right."""
         kinds = self.resolver.registry.section_kinds()
         targets = {}
-        for section, node in root.value.items():
+        for path, node in self._with_inner_sections(root, list(kinds)):
+            section = dotted(path)
             if section not in kinds:
-                self.problems.add(node.key or node.place, (section,), self.unknown_section(str(section), list(kinds)))
-            elif (target := self.section(section, node, kinds[section])) is not None:
+                self.problems.add(node.key or node.place, path, self.unknown_section(section, list(kinds)))
+            elif (target := self.section(path, node, kinds[section])) is not None:
                 targets[section] = target
         return targets
+
+    def _with_inner_sections(self, root: Node, known: list[str]) -> Iterator[tuple[Path_, Node]]:
+        """The sections of the recipe; of a section that only holds sections (`deployment`) those that it holds."""
+        holders = {section.partition(".")[0] for section in known if "." in section}
+        for name, node in root.value.items():
+            if name not in holders:
+                yield (name,), node
+            elif not isinstance(node.value, dict):
+                inside = ", ".join(section.partition(".")[2] for section in known if section.startswith(f"{name}."))
+                self.problems.add(node.place, (name,), f"must be a mapping of {inside}")
+            else:
+                yield from (((name, key), child) for key, child in node.value.items() if child.value is not None)
 
     def unknown_section(self, section: str, known: list[str]) -> str:
         """The message for a section that nothing fills."""
@@ -51,39 +66,46 @@ class Checker:
             return "a dot has no meaning in a key of a recipe: write a mapping, or this on the command line"
         return f"there is no section of this name{did_you_mean(section, [*known, *SECTIONS_OF_PLUGINS], most=40)}"
 
-    def section(self, section: str, node: Node, kind: Kind) -> Target | None:
+    def section(self, path: Path_, node: Node, kind: Kind) -> Target | None:
         """Check one section; None if its target could not be found."""
         if not isinstance(node.value, dict):
-            self.problems.add(node.place, (section,), f"must be a mapping of keys and values, for a {kind.name}")
+            self.problems.add(node.place, path, f"must be a mapping of keys and values, for a {kind.name}")
             return None
-        default = self.resolver.registry.default(section)
-        if TARGET not in node.value and default is None:
-            names = [entry.provider.name for entry in self.resolver.registry.providers(kind.name)]
+        default = self.resolver.registry.default(dotted(path))
+        naming = kind.named_by if kind.named_by and kind.named_by in node.value else TARGET
+        if naming not in node.value and default is None:
+            names = self._names(kind.name)
             if not names:
-                self.problems.add(node.key or node.place, (section,), self._nobody(kind))
+                self.problems.add(node.key or node.place, path, self._nobody(kind))
             else:
-                self.problems.add(node.key or node.place, (section,), f"needs a `_target_`: {', '.join(names)}")
+                wanted = kind.named_by or TARGET
+                self.problems.add(node.key or node.place, path, f"needs a `{wanted}`: {', '.join(names)}")
             return None
-        return self.target(node, (section,), kind, default)
+        return self.target(node, path, kind, default, naming)
+
+    def _names(self, kind: str) -> list[str]:
+        return [entry.provider.name for entry in self.resolver.registry.providers(kind)]
 
     def _nobody(self, kind: Kind) -> str:
         return f"no installed plugin brings a {kind.name} provider; `automodel plugins` lists them"
 
-    def target(self, node: Node, path: Path_, kind: Kind | None, default: str | None = None) -> Target | None:
-        """Check a mapping that has a `_target_`, or has a default for it."""
-        named = node.value.get(TARGET)
+    def target(
+        self, node: Node, path: Path_, kind: Kind | None, default: str | None = None, naming: str = TARGET
+    ) -> Target | None:
+        """Check a mapping whose key `naming` names a target, or that has a default for it."""
+        named = node.value.get(naming)
         name = default if named is None else named.value
         place = named.place if named else node.key or node.place
         if not isinstance(name, str) or not name:
-            if not self.problems.concern((*path, TARGET)):
-                self.problems.add(place, (*path, TARGET), "must be the name of a provider or a dotted path")
+            if not self.problems.concern((*path, naming)):
+                self.problems.add(place, (*path, naming), "must be the name of a provider or a dotted path")
             return None
         try:
             resolved = self.resolver.resolve(str(name), kind)
         except InputError as error:
-            self.problems.add(place, (*path, TARGET), str(error))
+            self.problems.add(place, (*path, naming), str(error))
             return None
-        written = {key: child for key, child in node.value.items() if key != TARGET}
+        written = {key: child for key, child in node.value.items() if key != naming}
         kwargs = {key: self.argument(key, child, path, resolved) for key, child in written.items()}
         if missing := required_but_missing(resolved, written):
             names = ", ".join(f"`{name}`" for name in missing)
@@ -129,7 +151,7 @@ class Checker:
             self.problems.add(node.place, path, f"expected {describe(parameter.annotation)}, found a `_target_`")
         if _holds_target(raw):
             return raw
-        result, wrong = checked(raw, parameter.annotation)
+        result, wrong = checked(raw, with_names(parameter.annotation, self._names))
         for inside, text in wrong:
             at = node.at(inside) or node
             where = (*path, *inside)

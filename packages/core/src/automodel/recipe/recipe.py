@@ -53,7 +53,7 @@ class Recipe:
         if kind is None or kind.default is None or section not in kind.sections:
             return None
         resolved = self.resolver.resolve(kind.default, kind)
-        return Target((section,), kind.default, resolved.location, kind.name, plugin=resolved.plugin)
+        return Target(tuple(section.split(".")), kind.default, resolved.location, kind.name, plugin=resolved.plugin)
 
     def sections_of(self, kind: str) -> list[Target]:
         """The targets of all sections of a kind that are in the recipe, in its order."""
@@ -134,7 +134,7 @@ def load_recipe(
     root = replace(root, value={key: node for key, node in root.value.items() if node.value is not None})
     resolver = Resolver(plugins, AllowList(plugins.targets(), allow_targets))
     targets = Checker(resolver, problems).sections(root)
-    _require(needs, set(root.value), resolver, problems)
+    _require(needs, {*root.value, *targets}, resolver, problems)
     problems.raise_any()
     return Recipe(files, root, targets, resolver)
 

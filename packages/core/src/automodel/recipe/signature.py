@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from keyword import iskeyword
 from typing import Any
 
 from automodel.recipe.annotations import ANYTHING, optional, read_annotation
@@ -77,6 +78,16 @@ def read_signature(target: str) -> Signature:
     return Signature(described, is_open, doc, definition.location, definition.source.name)
 
 
+def key(parameter: str) -> str:
+    """What a recipe writes for a parameter: `async` for `async_`, since Python has that word for itself."""
+    return parameter[:-1] if parameter.endswith("_") and iskeyword(parameter[:-1]) else parameter
+
+
+def parameter_name(key: str) -> str:
+    """The parameter that a key of a recipe is for."""
+    return f"{key}_" if iskeyword(key) else key
+
+
 Found = tuple[dict[str, Parameter], bool, dict[str, str]]
 
 
@@ -116,7 +127,7 @@ def _arguments(
     pairs = list(zip(positional, [*defaults, *arguments.defaults], strict=True))
     named = [pair for pair in pairs[1 if skip_first else 0 :] if pair[0] not in arguments.posonlyargs]
     named += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    found = {a.arg: _parameter(a.arg, a.annotation, default, module) for a, default in named}
+    found = {key(a.arg): _parameter(key(a.arg), a.annotation, default, module) for a, default in named}
     return found, arguments.kwarg is not None
 
 
@@ -149,7 +160,7 @@ def _fields(definition: Definition) -> Found:
             parameters |= inherited
             docs |= _args_section(ast.get_docstring(base.node) or "") | inherited_docs
     for name, annotation, default in _field_statements(definition.node):
-        parameters[name] = _parameter(name, annotation, default, definition.source)
+        parameters[key(name)] = _parameter(key(name), annotation, default, definition.source)
     return parameters, False, docs
 
 
@@ -192,7 +203,7 @@ def _args_section(doc: str) -> dict[str, str]:
                 inside = False
             elif match := re.match(r"\s*\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s*(.*)", line):
                 if not docs or depth <= name_depth:
-                    name_depth, current = depth, match[1]
+                    name_depth, current = depth, key(match[1])
                     docs[current] = match[2]
                 else:
                     docs[current] += " " + line.strip()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from automodel.errors import InputError
-from automodel.recipe.signature import read_signature
+from automodel.recipe.signature import parameter_name, read_signature
 from automodel.recipe.source import Path_, dotted
 
 POSITION = re.compile(r"(?:\S.*?:\d+:\d+|command line): ")
@@ -52,7 +52,7 @@ class Target:
         kwargs = {name: _built(value, injected) for name, value in self.kwargs.items()}
         given = {name: value for name, value in injected.items() if name not in kwargs and self.accepts(name)}
         try:
-            return made(**kwargs, **given)
+            return made(**{parameter_name(name): value for name, value in kwargs.items()}, **given)
         except InputError as error:
             if not self.position or POSITION.match(str(error)):
                 raise

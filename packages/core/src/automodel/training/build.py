@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pluggy
@@ -14,7 +16,7 @@ from torch import nn
 from automodel.checkpoint.checkpointer import Checkpointer
 from automodel.checkpoint.state import fingerprint
 from automodel.errors import InputError
-from automodel.interfaces import Loader, ModelSource, Parallelism, Run
+from automodel.interfaces import Loader, ModelSource, Parallelism, Peft, Run
 from automodel.parallel.groups import group_rank, group_size
 from automodel.parallel.process_group import is_first, local_rank
 from automodel.parallel.weights import give_memory, parameter_slots
@@ -107,7 +109,9 @@ def build_parts(
         raise InputError("the data give no whole micro-batch: there is no step to train; check dataloader.drop_last")
     run = Run(data.source.name, checkpointer.directory, recipe.resolved(), max_steps=num_steps)
     loggers = [build_target(recipe, target, run=run) for target in recipe.sections_of("logger") if is_first()]
-    module, forward, model_fingerprint = _load_model(recipe, data, options, device)
+    peft: Peft | None = build(recipe, "peft") if recipe.has("peft") else None
+    load = partial(_load_model, recipe, data, options, device, peft)
+    module, forward, model_fingerprint = load(data.source)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not trainable:
         raise InputError("no parameter of the model is trainable; check the sections model and peft")
@@ -128,6 +132,7 @@ def build_parts(
         processor=data.processor,
         module=module,
         forward=forward,
+        reload=partial(_reload_model, load, data.source, peft),
         parallelism=data.parallelism,
         fingerprint=model_fingerprint,
         optimizer=optimizer,
@@ -145,17 +150,21 @@ def build_parts(
 
 
 def _load_model(
-    recipe: Recipe, data: Data, options: TrainingOptions, device: torch.device
+    recipe: Recipe,
+    data: Data,
+    options: TrainingOptions,
+    device: torch.device,
+    peft: Peft | None,
+    source: ModelSource,
 ) -> tuple[nn.Module, nn.Module, str]:
     """The model, what is called in its forward pass, and the fingerprint of its pretrained weights.
 
     Random weights, and then adapters, depend on the seed alone: not on what reading the data drew, and not on whether
     the model is loaded whole or in parts.
     """
-    peft = build(recipe, "peft") if recipe.has("peft") else None
     in_parts = data.parallelism.shards_parameters
     data.seeds.apply()
-    module = base = data.source.empty_module(device) if in_parts else data.source.load_module(device)
+    module = base = source.empty_module(device) if in_parts else source.load_module(device)
     slots = parameter_slots(base)
     names = [name for name, _ in base.named_parameters()]
     if not in_parts:
@@ -173,9 +182,34 @@ def _load_model(
         give_memory(module, data.parallelism.parameter_device)
         data.seeds.apply()
         tensors = {name: getattr(owner, attribute) for name, (owner, attribute) in slots.items()}
-        data.source.load_weights(base, tensors)
+        source.load_weights(base, tensors)
         model_fingerprint = fingerprint((name, tensors[name]) for name in names)
     return module, forward, model_fingerprint
+
+
+def _reload_model(
+    load: Callable[[ModelSource], tuple[nn.Module, nn.Module, str]],
+    source: ModelSource,
+    peft: Peft | None,
+    directory: Path,
+) -> tuple[nn.Module, nn.Module]:
+    """Load what the run has saved, a whole model or an adapter, laid out like its own."""
+    if peft is None:
+        return load(source.at(directory))[:2]
+    module, forward, _ = load(source)
+    peft.load(module, directory)
+    return module, forward
+
+
+def build_checkpointer(recipe: Recipe) -> Checkpointer:
+    """The section `checkpoint`, with what `checkpoint_management.checkpoint_config` says over it."""
+    target = recipe.target("checkpoint")
+    assert target is not None  # the kind has a default
+    if recipe.has("checkpoint_management.checkpoint_config"):
+        over = recipe.targets["checkpoint_management.checkpoint_config"]
+        target = dataclasses.replace(target, kwargs=target.kwargs | over.kwargs)
+    checkpointer: Checkpointer = build_target(recipe, target)
+    return checkpointer
 
 
 def build(recipe: Recipe, section: str, **given: Any) -> Any:

@@ -7,12 +7,11 @@ from itertools import groupby
 from typing import Any
 
 from automodel import plugins
-from automodel.checkpoint.checkpointer import Checkpointer
 from automodel.interfaces import Batch
 from automodel.parallel.groups import by_first, group_size
 from automodel.parallel.process_group import world_size
 from automodel.recipe import Recipe
-from automodel.training.build import build, build_data, build_parts, processes
+from automodel.training.build import build_checkpointer, build_data, build_parts, processes
 from automodel.training.collate import IGNORED_LABEL
 
 _REPEATED = 4
@@ -25,7 +24,7 @@ def dry_run(recipe: Recipe, resume: str = "auto") -> str:
         InputError: anything that would keep the run from starting.
     """
     with processes(recipe) as device:
-        checkpointer: Checkpointer = build(recipe, "checkpoint")
+        checkpointer = build_checkpointer(recipe)
         data = build_data(recipe, device)
         parts = build_parts(recipe, data, checkpointer, plugins.installed().manager, device)
         start = by_first(lambda: checkpointer.find(resume))

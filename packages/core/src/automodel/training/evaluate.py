@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from automodel import plugins
-from automodel.checkpoint.checkpointer import Checkpointer, find_checkpoint
+from automodel.checkpoint.checkpointer import find_checkpoint
 from automodel.checkpoint.state import load_model
 from automodel.parallel.groups import by_first
 from automodel.recipe import Recipe
-from automodel.training.build import build, build_data, build_parts, processes
+from automodel.training.build import build_checkpointer, build_data, build_parts, processes
 from automodel.training.validation import validate
 
 
@@ -24,7 +24,7 @@ def evaluate(recipe: Recipe, checkpoint: str | None = None) -> dict[str, float]:
     recipe.require("validation_dataset")
     with processes(recipe) as device:
         path = by_first(lambda: find_checkpoint(checkpoint)) if checkpoint else None
-        checkpointer: Checkpointer = build(recipe, "checkpoint")
+        checkpointer = build_checkpointer(recipe)
         data = build_data(recipe, device)
         parts = build_parts(recipe, data, checkpointer, plugins.installed().manager, device)
         if path is not None:

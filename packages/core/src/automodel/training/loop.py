@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from signal import Signals
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from automodel.errors import RunError, StoppedError
+from automodel.interfaces import Batch
 from automodel.launch.signals import StopRequest
 from automodel.parallel.groups import largest
 from automodel.training.metrics import step_metrics
@@ -35,14 +37,22 @@ def fit(parts: Parts) -> None:
         validated_at = 0
     if parts.num_steps is not None and progress.step >= parts.num_steps:
         return
-    with StopRequest() as stop:
-        _train(parts, stop, validated_at)
+    try:
+        with StopRequest() as stop:
+            _train(parts, stop, validated_at)
+    finally:
+        # other processes may be gone where this one ends by an error; what is left unfinished goes at the next start
+        if parts.checkpointer.is_saving and not dist.is_initialized():
+            _tell_saved(parts, parts.checkpointer.finish(parts))
 
 
 def _train(parts: Parts, stop: StopRequest, validated_at: int) -> None:
     """The steps of `fit`."""
     progress, scheduler, run = parts.progress, parts.scheduler, parts.run
     saved_at, consecutive_skipped = progress.step, 0
+    save_every = parts.checkpointer.save_interval_steps or scheduler.ckpt_every_steps
+    tracks_best = parts.checkpointer.enabled and parts.checkpointer.metric_for_best_model is not None
+    micro_batches: list[Batch] = []
     dp_group = parts.parallelism.dp_group
     batches = global_batches(parts.loader, progress, parts.micro_batches_per_step, scheduler.epochs(), dp_group)
     started = time.perf_counter()
@@ -73,24 +83,34 @@ def _train(parts: Parts, stop: StopRequest, validated_at: int) -> None:
         run.summary.update(metrics)
         parts.hooks.step_end(step=progress.step, metrics=metrics)
         is_last = progress.step == parts.num_steps
-        if parts.validation_loader and (is_last or _due(progress.step, scheduler.val_every_steps)):
+        saves = is_last or _due(progress.step, save_every)
+        if parts.validation_loader and (
+            is_last or _due(progress.step, scheduler.val_every_steps) or (saves and tracks_best)
+        ):
             run_validation(parts)
             validated_at = progress.step
-        if is_last or _due(progress.step, scheduler.ckpt_every_steps):
-            save(parts)
+        if saves:
+            save(parts, micro_batches[-1], validated=validated_at == progress.step, wait=is_last)
             saved_at = progress.step
         if is_last:
             return
-        if (signal := _agreed(stop)) is not None:
+        signal, written = _agreed(parts, stop)
+        if written:
+            _tell_saved(parts, parts.checkpointer.finish(parts))
+        if signal is not None:
             if saved_at != progress.step:
-                save(parts)
+                save(parts, micro_batches[-1], validated=validated_at == progress.step, wait=True)
+            elif parts.checkpointer.is_saving:
+                _tell_saved(parts, parts.checkpointer.finish(parts))
             raise StoppedError(_stopped(parts, signal), signal)
         started = time.perf_counter()
     # data of unknown length has ended
     if parts.validation_loader and validated_at != progress.step:
         run_validation(parts)
     if saved_at != progress.step:
-        save(parts)
+        save(parts, micro_batches[-1], validated=parts.validation_loader is not None, wait=True)
+    elif parts.checkpointer.is_saving:
+        _tell_saved(parts, parts.checkpointer.finish(parts))
 
 
 def run_validation(parts: Parts) -> dict[str, float]:
@@ -104,30 +124,53 @@ def run_validation(parts: Parts) -> dict[str, float]:
     return metrics
 
 
-def save(parts: Parts) -> None:
-    """Write a checkpoint, if the recipe wants any, and tell the hooks.
+def save(parts: Parts, batch: Batch, *, validated: bool, wait: bool) -> None:
+    """Write a checkpoint, if the recipe wants any, and tell the hooks when it is there.
+
+    Args:
+        parts: of the run.
+        batch: a micro-batch of this process.
+        validated: the model was validated after this very step.
+        wait: return when the checkpoint is there, although the recipe lets the run go on while it is written.
 
     Raises:
-        RunError: a parameter is not finite: a checkpoint of it would push good ones out.
+        RunError: a parameter is not finite: a checkpoint of it would push good ones out. Or one that the run ends with
+            is not as it should be, or the file system refused it.
     """
-    if parts.checkpointer.enabled:
-        if not _all_finite(parts.module):
-            raise RunError(
-                f"parameters of the model are not finite after step {parts.progress.step}, so it is not saved; earlier "
-                "checkpoints are intact. A lower learning rate, or fp32 or bf16 instead of float16, may help"
-            )
-        path = parts.checkpointer.save(parts, dict(parts.run.summary))
-        parts.hooks.checkpoint_saved(step=parts.progress.step, path=path)
+    checkpointer = parts.checkpointer
+    if not checkpointer.enabled:
+        return
+    if checkpointer.is_saving:
+        _tell_saved(parts, checkpointer.finish(parts))
+    if not _all_finite(parts.module):
+        raise RunError(
+            f"parameters of the model are not finite after step {parts.progress.step}, so it is not saved; earlier "
+            "checkpoints are intact. A lower learning rate, or fp32 or bf16 instead of float16, may help"
+        )
+    path = checkpointer.save(parts, dict(parts.run.summary), batch, validated=validated, wait=wait)
+    _tell_saved(parts, path)
+    if wait and path is None:
+        raise RunError(
+            f"the checkpoint of step {parts.progress.step}, with which the run ends, was not written as it should be; "
+            "the same command goes on from the one before"
+        )
+
+
+def _tell_saved(parts: Parts, path: Path | None) -> None:
+    """Tell the hooks of a checkpoint; there is none yet while it is being written, and none if it was given up."""
+    if path is not None:
+        parts.hooks.checkpoint_saved(step=int(path.name.removeprefix("step_")), path=path)
 
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _agreed(stop: StopRequest) -> Signals | None:
-    """The signal that has come to any of the processes."""
-    number = int(largest(torch.tensor(int(stop.signal or 0)), dist.group.WORLD if dist.is_initialized() else None))
-    return Signals(number) if number else None
+def _agreed(parts: Parts, stop: StopRequest) -> tuple[Signals | None, bool]:
+    """The signal that has come to any of the processes, and whether all have written the checkpoint that is begun."""
+    own = torch.tensor([int(stop.signal or 0), int(not parts.checkpointer.is_written)])
+    number, unwritten = largest(own, dist.group.WORLD if dist.is_initialized() else None).tolist()
+    return (Signals(number) if number else None), not unwritten
 
 
 def _stopped(parts: Parts, signal: Signals) -> str:

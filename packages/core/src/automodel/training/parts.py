@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +33,7 @@ class Parts:
         processor: the tokenizer or processor, saved beside the model.
         module: the model, adapted; its names are those of checkpoints.
         forward: what is called in the forward pass: the model, or what the parallelism has wrapped it in.
+        reload: loads what `save_pretrained` has written to a directory as another module and forward of this kind.
         fingerprint: of the pretrained weights, before adapters and training.
         micro_batches_per_step: of each process.
         samples_per_step: of all processes.
@@ -45,6 +48,7 @@ class Parts:
     processor: Any
     module: nn.Module
     forward: nn.Module
+    reload: Callable[[Path], tuple[nn.Module, nn.Module]]
     parallelism: Parallelism
     fingerprint: str
     optimizer: torch.optim.Optimizer

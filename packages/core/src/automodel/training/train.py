@@ -13,8 +13,8 @@ import torch
 
 from automodel import plugins
 from automodel.checkpoint import directory
-from automodel.checkpoint.checkpointer import Checkpointer
 from automodel.checkpoint.manifest import read_manifest
+from automodel.checkpoint.shared import require_shared
 from automodel.checkpoint.state import load_state
 from automodel.environment import versions
 from automodel.errors import InputError, RunError
@@ -22,7 +22,7 @@ from automodel.notices import notice, strictness
 from automodel.parallel.groups import by_first
 from automodel.parallel.process_group import is_first
 from automodel.recipe import Recipe, load_recipe
-from automodel.training.build import build, build_data, build_parts, processes
+from automodel.training.build import build_checkpointer, build_data, build_parts, processes
 from automodel.training.console import ConsoleProgress
 from automodel.training.loop import fit
 from automodel.training.metrics import MetricsFile
@@ -84,11 +84,11 @@ def run_recipe(recipe: Recipe, resume: str = "auto") -> TrainResult:
 
 
 def _run(recipe: Recipe, resume: str, device: torch.device) -> TrainResult:
-    checkpointer: Checkpointer = build(recipe, "checkpoint")
+    checkpointer = build_checkpointer(recipe)
     data = build_data(recipe, device)
     manager = plugins.installed().manager
     with directory.exclusive(checkpointer.directory) if is_first() else nullcontext():
-        directory.require_shared(checkpointer.directory)
+        require_shared(checkpointer.directory)
         start = by_first(lambda: checkpointer.find(resume))
         parts = build_parts(recipe, data, checkpointer, manager, device)
         if start is not None:
@@ -108,6 +108,8 @@ def _run(recipe: Recipe, resume: str, device: torch.device) -> TrainResult:
                 raise
             finally:
                 parts.hooks.fit_end(run=parts.run)
+                if is_first() and checkpointer.remote is not None:
+                    checkpointer.remote.push(checkpointer.directory)
         saved = directory.checkpoints(checkpointer.directory)
         return TrainResult(
             checkpointer.directory, saved[-1][1] if saved else None, parts.progress.step, dict(parts.run.summary)
@@ -131,14 +133,16 @@ def _tell_resumed(parts: Parts, checkpoint: Path) -> None:
     before = load_recipe_data(checkpoint / "recipe.yaml")
     free = {
         "checkpoint",
+        "checkpoint_management",
         "distributed",
         "dist_env",
         "launcher",
         *(logger.path[0] for logger in parts.recipe.sections_of("logger")),
+        *AFTER_TRAINING,
     }
     changed = sorted(
         key
-        for key in _changes(before, parts.recipe.resolved())
+        for key in recipe_changes(before, parts.recipe.resolved())
         if key not in _FREE_TO_CHANGE and key.partition(".")[0] not in free
     )
     if changed and done:
@@ -153,6 +157,9 @@ def _tell_resumed(parts: Parts, checkpoint: Path) -> None:
         notice(f"the recipe has changed since {checkpoint}: {', '.join(changed)}")
 
 
+AFTER_TRAINING = ("deployment", "model_registry")
+"""Sections of what is done with a trained model."""
+
 _FREE_TO_CHANGE = {
     f"step_scheduler.{key}" for key in ("max_steps", "num_epochs", "val_every_steps", "ckpt_every_steps")
 }
@@ -165,14 +172,14 @@ def load_recipe_data(path: Path) -> Any:
     return YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
 
 
-def _changes(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
+def recipe_changes(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
     """Dotted keys whose values differ."""
     if not (isinstance(before, dict) and isinstance(after, dict)):
         if before != after:
             yield prefix
         return
     for key in before.keys() | after.keys():
-        yield from _changes(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else str(key))
+        yield from recipe_changes(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else str(key))
 
 
 def _out_of_memory(parts: Parts, error: Exception) -> str:

@@ -1,0 +1,1 @@
+"""From a checkpoint to an answering endpoint: export, serving and model registry."""

@@ -1,0 +1,184 @@
+"""From data to an answering endpoint: the stages of a pipeline, each done once for what it is made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+from automodel import InputError
+from automodel.checkpoint.checkpointer import chosen_checkpoint
+from automodel.checkpoint.manifest import MANIFEST, checksum
+from automodel.environment import versions
+from automodel.errors import AutoModelError
+from automodel.launch.agent import without_launch_options
+from automodel.recipe import Recipe
+from automodel.training.train import AFTER_TRAINING
+
+from automodel_deploy.served import EXPORT, exports_of, run_directory
+
+RECORD = "pipeline.json"
+"""In the run's directory: the digest of each stage that is done."""
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+class StageFailedError(AutoModelError):
+    """A stage has failed, or was stopped, and has said why itself."""
+
+    def __init__(self, stage: str, exit_code: int) -> None:
+        super().__init__(f"the stage `{stage}` did not finish, as it says above; the same command goes on from it")
+        self.exit_code = exit_code
+
+
+@dataclass
+class Record:
+    """The stages of a run that are done, on disk."""
+
+    path: Path
+
+    def is_done(self, stage: str, digest: str) -> bool:
+        """Whether the stage was done with just what this digest is of."""
+        try:
+            done = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not there, or torn by a power cut: the stages find out themselves
+            return False
+        return isinstance(done, dict) and done.get(stage) == digest
+
+    def note(self, stage: str, digest: str) -> None:
+        """Note that it is done."""
+        done = {}
+        if self.path.exists():
+            try:
+                done = json.loads(self.path.read_text(encoding="utf-8"))
+            except ValueError:
+                done = {}
+        new = self.path.with_suffix(".new")
+        new.write_text(json.dumps({**done, stage: digest}, indent=1) + "\n", encoding="utf-8")
+        new.replace(self.path)
+
+
+def run_pipeline(recipe: Recipe, words: Sequence[str], *, stop_after_answer: bool) -> None:
+    """Train, validate, export, register and deploy, as far as the recipe has sections for it.
+
+    Args:
+        recipe: of all stages, checked.
+        words: of the command line, without the verb: recipes, overrides, and how many processes train.
+        stop_after_answer: end the server when it has answered.
+
+    Raises:
+        StageFailedError: a stage failed; those before it are done.
+    """
+    pipeline = _Pipeline(recipe, list(words), Record(run_directory(recipe) / RECORD))
+    checkpoint = pipeline.train()
+    pipeline.validate(checkpoint)
+    if recipe.has(EXPORT):
+        pipeline.export(checkpoint)
+    if recipe.has("model_registry"):
+        pipeline.register(checkpoint)
+    if recipe.has("deployment.serving_config"):
+        at = [*without_launch_options(words), "--checkpoint", str(checkpoint)]
+        _run("deploy", ["deploy", *at, *(["--check"] if stop_after_answer else [])])
+
+
+@dataclass
+class _Pipeline:
+    recipe: Recipe
+    words: list[str]
+    record: Record
+
+    def train(self) -> Path:
+        """Train, and return the checkpoint to use."""
+        before = {name: value for name, value in self.recipe.resolved().items() if name not in AFTER_TRAINING}
+        holder, _, section = EXPORT.partition(".")
+        before[holder] = {name: value for name, value in before.get(holder, {}).items() if name != section}
+        digest = _digest(before)
+        run = self.record.path.parent
+        if self.record.is_done("train", digest):
+            try:
+                return _skipped("train", chosen_checkpoint(run))
+            except InputError:  # its checkpoints are gone or damaged
+                pass
+        _run("train", ["train", *self.words])
+        checkpoint = chosen_checkpoint(run)
+        self.record.note("train", digest)
+        return checkpoint
+
+    def validate(self, checkpoint: Path) -> None:
+        """Measure the checkpoint, whose files have been verified, on the validation data if there are any."""
+        if not self.recipe.has("validation_dataset"):
+            click.echo(f"validate: {checkpoint} is whole; the recipe has no validation_dataset to measure it on")
+            return
+        digest = _digest(checksum(checkpoint / MANIFEST), self.recipe.resolved()["validation_dataset"])
+        if self.record.is_done("validate", digest):
+            _skipped("validate", checkpoint)
+            return
+        _run("validate", ["evaluate", *self.words, "--checkpoint", str(checkpoint)])
+        self.record.note("validate", digest)
+
+    def export(self, checkpoint: Path) -> None:
+        """Export it."""
+        target = self.recipe.target(EXPORT)
+        assert target is not None  # the recipe has the section
+        digest = _digest(checksum(checkpoint / MANIFEST), target.kwargs, versions())
+        if self.record.is_done("export", digest) and len(exports_of(self.recipe, checkpoint)) == len(
+            target.build().formats
+        ):
+            _skipped("export", checkpoint)
+            return
+        self._run_at("export", checkpoint)
+        self.record.note("export", digest)
+
+    def register(self, checkpoint: Path) -> None:
+        """Register it, with what was exported."""
+        files = [checksum(path / MANIFEST) for path in exports_of(self.recipe, checkpoint)]
+        digest = _digest(checksum(checkpoint / MANIFEST), files, self.recipe.resolved()["model_registry"])
+        if self.record.is_done("register", digest):
+            _skipped("register", checkpoint)
+            return
+        self._run_at("register", checkpoint)
+        self.record.note("register", digest)
+
+    def _run_at(self, verb: str, checkpoint: Path) -> None:
+        _run(verb, [verb, *without_launch_options(self.words), "--checkpoint", str(checkpoint)])
+
+
+def _skipped(stage: str, checkpoint: Path) -> Path:
+    click.echo(f"{stage}: nothing has changed since it was done ({checkpoint})")
+    return checkpoint
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _run(stage: str, words: list[str]) -> None:
+    """Run a command of ours in a process of its own, whose memory is free again afterwards; pass signals on to it.
+
+    Raises:
+        StageFailedError: it failed.
+    """
+    click.echo(f"== {stage}")
+    sys.stdout.flush()
+    # a session of its own: what a terminal sends to a whole group reaches it once, through us
+    process = subprocess.Popen([sys.executable, "-m", "automodel", *words], start_new_session=True)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        os.kill(process.pid, number)
+
+    before = {number: signal.signal(number, forward) for number in _FORWARDED}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code:
+        raise StageFailedError(stage, code if code > 0 else 128 - code)
