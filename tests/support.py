@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,3 +66,33 @@ def metrics(run_directory, of="loss"):
     """{step: value} of a run's metrics.jsonl."""
     lines = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[of] for line in lines if of in line}
+
+
+def workers(agent):
+    """{rank: process id} of an agent's processes."""
+    found = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            try:
+                parent = re.search(r"^PPid:\s*(\d+)", (path / "status").read_text(), re.M)
+                environment = (path / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            rank = next((item[5:] for item in environment if item.startswith(b"RANK=")), None)
+            if parent and int(parent[1]) == agent.pid and rank is not None:
+                found[int(rank)] = int(path.name)
+    return found
+
+
+def processes_with(variable):
+    """Process ids of those that have NAME=VALUE in their environment."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            try:
+                environment = (path / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if variable.encode() in environment:
+                found.append(int(path.name))
+    return found

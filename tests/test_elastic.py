@@ -1,53 +1,21 @@
 """Runs of several processes that lose some of them, or are asked to stop, end as if nothing had happened."""
 
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 from automodel.checkpoint import directory
 from automodel.training.metrics import read_metrics
-from support import metrics
+from support import metrics, processes_with, workers
 
 STEPS = (
     *("step_scheduler.max_steps=40", "step_scheduler.ckpt_every_steps=5", "step_scheduler.grad_acc_steps=null"),
     *("step_scheduler.global_batch_size=8", "dataloader.batch_size=2"),
 )
-
-
-def workers(agent):
-    """{rank: process id} of an agent's processes."""
-    found = {}
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            try:
-                parent = re.search(r"^PPid:\s*(\d+)", (path / "status").read_text(), re.M)
-                environment = (path / "environ").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            rank = next((item[5:] for item in environment if item.startswith(b"RANK=")), None)
-            if parent and int(parent[1]) == agent.pid and rank is not None:
-                found[int(rank)] = int(path.name)
-    return found
-
-
-def processes_with(variable):
-    """Process ids of those that have NAME=VALUE in their environment."""
-    found = []
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            try:
-                environment = (path / "environ").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if variable.encode() in environment:
-                found.append(int(path.name))
-    return found
 
 
 def wait_for_step(run, step, *processes):

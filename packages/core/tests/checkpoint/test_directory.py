@@ -66,6 +66,19 @@ def test_an_interrupted_save_leaves_no_checkpoint_and_the_others_as_they_were(tm
         assert [name for name in names(tmp_path) if name != ".lock"] == ["step_1"]
 
 
+def test_a_full_disk_is_told_as_tokenizers_tells_it_too(tmp_path):
+    with pytest.raises(RunError, match=r"step 1: No space left.*intact"), directory.publish(tmp_path, 1):
+        raise Exception("No space left on device (os error 28)")
+    with pytest.raises(Exception, match="another"), directory.publish(tmp_path, 1):
+        raise Exception("another")
+
+
+def test_a_disk_that_is_full_from_the_start_is_an_error_that_names_the_directory(tmp_path):
+    (tmp_path / ".lock").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"cannot write to .* \(No space left"), directory.exclusive(tmp_path):
+        pass
+
+
 def test_pruning_keeps_the_newest_verified_ones_and_never_counts_a_damaged_one(tmp_path):
     paths = [write(tmp_path, step) for step in (1, 2, 3, 4)]
     (paths[2] / "model" / "model.safetensors").write_text("torn")
@@ -73,6 +86,15 @@ def test_pruning_keeps_the_newest_verified_ones_and_never_counts_a_damaged_one(t
     assert names(tmp_path) == ["step_2", "step_3", "step_4"]
     directory.prune(tmp_path, keep_last_n=1, just_saved=paths[3])
     assert names(tmp_path) == ["step_3", "step_4"]
+
+
+def test_a_damaged_checkpoint_counts_when_it_has_been_saved_again(tmp_path):
+    damaged = write(tmp_path, 2)
+    (damaged / "manifest.json").unlink()
+    directory.prune(tmp_path, keep_last_n=1, just_saved=write(tmp_path, 1))
+    write(tmp_path, 2)
+    directory.prune(tmp_path, keep_last_n=1, just_saved=write(tmp_path, 3))
+    assert names(tmp_path) == ["step_3"]
 
 
 def tracked(loss, name="val_loss", greater_is_better=False, validated=True):

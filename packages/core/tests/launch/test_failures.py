@@ -1,12 +1,14 @@
 """Which process tells an error, and which signals end a run."""
 
+import os
 import signal
+import threading
 
 import pytest
 import torch.distributed as dist
-from automodel.launch import signals
+from automodel.launch import failures, signals
 from automodel.launch.failures import is_lost_connection, is_ours_to_tell
-from automodel.launch.signals import StopRequest
+from automodel.launch.signals import StopRequest, stop_with_agent
 
 
 @pytest.fixture
@@ -36,6 +38,27 @@ def test_before_the_processes_have_met_the_first_on_a_machine_tells(one_of_two, 
 )
 def test_only_what_torch_distributed_raises_is_a_lost_connection(one_of_two, error, lost):
     assert is_lost_connection(error) == lost
+
+
+def test_without_its_agent_and_the_agents_store_the_first_process_tells(one_of_two, monkeypatch):
+    monkeypatch.setattr(failures, "_store", object())
+    monkeypatch.setenv("AUTOMODEL_AGENT", "1000000000")
+    assert not is_ours_to_tell(ValueError())
+    monkeypatch.setenv("RANK", "0")
+    assert is_ours_to_tell(ValueError())
+
+
+def test_a_process_whose_agent_is_gone_is_asked_to_stop(monkeypatch):
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    parents = iter([7, 7, 7, 1])
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setenv("AUTOMODEL_AGENT", "7")
+    try:
+        stop_with_agent()
+        assert asked.wait(timeout=30)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_signal_that_comes_twice_at_once_is_one_and_a_later_one_ends_the_process(monkeypatch):

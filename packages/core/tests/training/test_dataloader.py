@@ -1,11 +1,12 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from automodel import InputError
+from automodel import InputError, RunError
 from automodel.training.dataloader import DataLoader, MicroBatchSampler
 from automodel.training.step_scheduler import Progress, StepScheduler, global_batches
 from torch.utils.data import IterableDataset
@@ -24,6 +25,29 @@ def loader(dataset=SAMPLES, **options):
 
 def parent(samples):
     return os.getppid()
+
+
+def kill_this_process():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KilledBy(list):
+    """Samples, or the word `killed`."""
+
+    def __getitem__(self, index):
+        if super().__getitem__(index) == "killed":
+            kill_this_process()
+        return super().__getitem__(index)
+
+
+class KillsWhoeverReadsIt:
+    def __reduce__(self):
+        return kill_this_process, ()
+
+
+class Disconnected(list):
+    def __getitem__(self, index):
+        raise ConnectionResetError("the server of the samples")
 
 
 class Stream(IterableDataset):
@@ -144,6 +168,23 @@ def test_a_worker_that_hangs_does_not_keep_a_run_from_ending(tmp_path):
         "next(loader.micro_batches(0))\n"
     )
     subprocess.run([sys.executable, "script.py"], cwd=tmp_path, timeout=60, check=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"persistent_workers": True}, {"num_workers": 2}], ids=str)
+def test_a_worker_that_is_killed_is_told_in_one_message(options):
+    batches = loader(KilledBy([*SAMPLES[:8], "killed"]), **{"num_workers": 1, "shuffle": False, **options})
+    with pytest.raises(RunError, match=r"a process that loads samples has gone .*num_workers"):
+        list(batches.micro_batches(0))
+
+
+def test_a_worker_that_is_killed_as_it_starts_is_told_in_one_message():
+    with pytest.raises(RunError, match="a process that loads samples has gone"):
+        list(loader([KillsWhoeverReadsIt(), "x" * 10_000_000], num_workers=1).micro_batches(0))
+
+
+def test_a_lost_connection_of_the_data_set_itself_is_its_own_error():
+    with pytest.raises(ConnectionResetError, match="Caught"):
+        list(loader(Disconnected(SAMPLES), num_workers=1).micro_batches(0))
 
 
 def test_a_data_set_that_cannot_be_sent_to_workers_says_so():

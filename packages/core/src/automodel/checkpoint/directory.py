@@ -19,6 +19,7 @@ from automodel.errors import InputError, RunError
 from automodel.notices import notice
 
 _STEP = re.compile(r"step_(\d+)")
+_REFUSED_RUST = re.compile(r"\(os error \d+\)")
 _INCOMPLETE = ".incomplete"
 SECONDS_TO_SEE = 20
 """For so long a network file system may not show what another machine has written, or a dead process hold a lock."""
@@ -164,13 +165,9 @@ def exclusive(run_directory: Path) -> Iterator[None]:
     """
     lock = run_directory / ".lock"
     made = [path for path in (run_directory, *run_directory.parents) if not path.exists()]
-    try:
+    with _writable(run_directory):
         run_directory.mkdir(parents=True, exist_ok=True)
         file = lock.open("a+")
-    except OSError as error:
-        raise InputError(
-            f"checkpoint.checkpoint_dir: cannot write to {run_directory} ({error.strerror}); choose another directory"
-        ) from error
     with file:
         if not _locked(file):
             file.seek(0)
@@ -178,18 +175,42 @@ def exclusive(run_directory: Path) -> Iterator[None]:
                 f"another run (process {file.read().strip() or '?'}) is writing to {run_directory}; "
                 "wait for it, or choose another checkpoint.checkpoint_dir"
             )
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        for path in run_directory.glob(f"step_*{_INCOMPLETE}"):
-            shutil.rmtree(path)
         try:
+            with _writable(run_directory):
+                for path in run_directory.glob(f"step_*{_INCOMPLETE}"):  # first, since it makes room on a full disk
+                    shutil.rmtree(path)
+                lock.write_text(str(os.getpid()), encoding="utf-8")
             yield
         finally:
             if made and [path.name for path in run_directory.iterdir()] == [lock.name]:
                 lock.unlink()
                 for path in made:
                     path.rmdir()
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Tell of a file of the run that cannot be written in the context by one message.
+
+    Raises:
+        RunError: the file system refused (disk full, ...).
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"could not write {path}: {error.strerror}; checkpoints are intact, and the same command goes on from them"
+        ) from error
+
+
+@contextmanager
+def _writable(run_directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"checkpoint.checkpoint_dir: cannot write to {run_directory} ({error.strerror}); choose another directory"
+        ) from error
 
 
 def _locked(file: IO[str]) -> bool:
@@ -206,14 +227,19 @@ def _locked(file: IO[str]) -> bool:
         time.sleep(0.2)
 
 
-@cache
 def _is_whole(path: Path) -> bool:
     """Whether a checkpoint's files are as they were written; a process reads each checkpoint once to know."""
+    return _was_whole(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _was_whole(path: Path, made: int) -> bool:
+    """By when its directory was made: a damaged checkpoint may have been saved again."""
     return not manifest.problems(path)
 
 
 def _refusal(error: BaseException) -> str | None:
-    """How the file system refused, as itself or by safetensors' or torch DCP's words; None for any other error."""
+    """How the file system refused, as itself or by safetensors', tokenizers' or torch DCP's words; None otherwise."""
     match type(error).__name__:
         case "CheckpointException":  # holds each rank's error, and prints them with their tracebacks
             # the class is matched by name because its module takes seconds to import, so mypy sees BaseException
@@ -221,7 +247,8 @@ def _refusal(error: BaseException) -> str | None:
             return str(first)
         case "SafetensorError":
             return str(error)
-    return str(error) if isinstance(error, OSError) else None
+    # what is written in Rust has its own errors; tokenizers raises them as a plain Exception
+    return str(error) if isinstance(error, OSError) or _REFUSED_RUST.search(str(error)) else None
 
 
 def _flush(path: Path) -> None:

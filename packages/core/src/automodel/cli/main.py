@@ -13,6 +13,7 @@ import click
 
 from automodel.errors import AutoModelError, InputError
 from automodel.launch.failures import end_agent, is_lost_connection, is_one_of_many, is_ours_to_tell, prefix
+from automodel.launch.signals import stop_with_agent
 from automodel.suggest import did_you_mean
 
 VERBS = {
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 if all went well, 1 for a failed run, 2 for wrong input, 130 after ctrl-c. Unexpected exceptions propagate.
     """
+    stop_with_agent()
     words = list(sys.argv[1:] if arguments is None else arguments)
     show_traceback = TRACEBACK in words
     words = [word for word in words if word != TRACEBACK]

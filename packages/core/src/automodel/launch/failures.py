@@ -34,6 +34,8 @@ def is_ours_to_tell(error: BaseException) -> bool:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if _store is None:  # the processes have not met
         return _is_first_on_this_machine()
+    if int(os.environ.get("AUTOMODEL_AGENT", os.getppid())) != os.getppid():  # the agent is gone, and its store with it
+        return os.environ.get("RANK") == "0"
     try:
         return int(_store.add("failed", 1)) == 1
     except Exception:  # whatever the store raises, it died with rank 0, which has told its own error

@@ -1,7 +1,8 @@
-"""Signals that ask a run to end: noted when they come, obeyed after the step."""
+"""Signals that ask a run to end: noted when they come, obeyed after the step. The end of an agent is one."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -12,6 +13,23 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What schedulers send before they kill: SIGTERM in general, SIGUSR1 where Slurm is told to (`--signal=USR1@120`)."""
 
 SAME_SECONDS = 5
+
+
+def stop_with_agent() -> None:
+    """Have this process asked to stop, as by SIGTERM, when the agent that started it is gone.
+
+    It would train on unseen, and the same command would be refused as long as it does. Without an agent of ours, as
+    under torchrun, nothing happens.
+    """
+    agent = int(os.environ.get("AUTOMODEL_AGENT", "0"))
+    if agent == os.getppid():
+        threading.Thread(target=_stop_without, args=(agent,), daemon=True).start()
+
+
+def _stop_without(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class StopRequest:

@@ -15,6 +15,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from types import ModuleType
 
+from automodel.errors import RunError
 from automodel.launch.signals import SIGNALS
 
 
@@ -77,6 +78,30 @@ def end_with_parent(worker: int) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+@contextmanager
+def loss_told(num_workers: int) -> Iterator[None]:
+    """Tell in one message of a worker that is gone while samples are read in the context.
+
+    Raises:
+        RunError: a worker was killed.
+    """
+    try:
+        yield
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        text = str(error)
+        # torch says so when it knows; what it was reading or writing just then breaks off before
+        lost = text.startswith("DataLoader worker (pid") if isinstance(error, RuntimeError) else num_workers > 0
+        if not lost or text.startswith(
+            "Caught "
+        ):  # an error of the data set itself, which torch raises again by its class
+            raise
+        raise RunError(
+            f"a process that loads samples has gone ({text}): it was killed, as the kernel does when memory runs out. "
+            "A smaller dataloader.num_workers or prefetch_factor needs less; the same command goes on from the newest "
+            "checkpoint"
+        ) from error
 
 
 @contextmanager

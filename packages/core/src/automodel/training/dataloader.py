@@ -15,7 +15,7 @@ from automodel.errors import InputError
 from automodel.interfaces import Batch, Collate, CollatingDataset
 from automodel.notices import notice
 from automodel.training.collate import pad
-from automodel.training.data_workers import end_with_parent, without_main, worker_context
+from automodel.training.data_workers import end_with_parent, loss_told, without_main, worker_context
 
 
 class DataLoader:
@@ -128,7 +128,7 @@ class DataLoader:
         elif hasattr(self._dataset, "set_epoch"):
             self._dataset.set_epoch(epoch)
         try:
-            with without_main():
+            with without_main(), loss_told(self._loader.num_workers):
                 batches = iter(self._loader)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise InputError(
@@ -136,7 +136,8 @@ class DataLoader:
                 "does without them"
             ) from error
         try:
-            yield from batches
+            with loss_told(self._loader.num_workers):
+                yield from batches
         except InputError as error:  # torch puts the worker's traceback before the message
             raise InputError(str(error).rpartition("automodel.errors.InputError: ")[2].strip()) from error
 

@@ -7,12 +7,14 @@ import re
 import resource
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import torch
 
+from automodel.checkpoint.directory import written
 from automodel.hookspecs import hookimpl
 from automodel.interfaces import Run
 from automodel.training.step import StepResult
@@ -91,9 +93,10 @@ class MetricsFile:
             path.rename(next(old for n in count(1) if not (old := path.with_suffix(f".{n}.jsonl")).exists()))
         kept = [line for line in read_metrics(path) if line["step"] <= run.step] if run.step else []
         unfinished = path.with_suffix(".tmp")
-        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        unfinished.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        with written(path):
+            unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            unfinished.replace(path)
+            self._file = path.open("a", encoding="utf-8")
 
     @hookimpl
     def step_end(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -109,12 +112,14 @@ class MetricsFile:
     def fit_end(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what could not be written has been told when it was
+                self._file.close()
 
     def _write(self, step: int, metrics: Mapping[str, float]) -> None:
         assert self._file is not None  # fit_start comes first
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        with written(Path(self._file.name)):
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

