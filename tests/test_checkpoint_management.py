@@ -231,6 +231,14 @@ def test_the_best_checkpoint_by_a_metric_of_validation_stays(automodel, recipe, 
     assert [line.endswith("(best)") for line in listed] == [True, False]
 
 
+def test_a_metric_that_nothing_measures_is_told_before_training(automodel, recipe, data):
+    validation = f"validation_dataset={{_target_: text-instruction, data_path: {data}/validation.jsonl}}"
+    told = automodel("train", "-c", recipe, validation, "checkpoint.metric_for_best_model=val_los", expect=2).stderr
+    assert "`val_los` is no metric of validation; did you mean `val_loss`?" in told
+    told = automodel("train", "-c", recipe, "checkpoint.metric_for_best_model=val_loss", expect=2).stderr
+    assert "metric_for_best_model: val_loss needs a section validation_dataset" in told
+
+
 def test_the_section_goes_over_checkpoint_and_is_free_to_change(automodel, recipe, tmp_path):
     (tmp_path / "management.yaml").write_text(
         "checkpoint_management:\n  checkpoint_config:\n    enabled: true\n    save_interval_steps: 3\n"

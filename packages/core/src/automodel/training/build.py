@@ -21,11 +21,13 @@ from automodel.parallel.groups import group_rank, group_size
 from automodel.parallel.process_group import is_first, local_rank
 from automodel.parallel.weights import give_memory, parameter_slots
 from automodel.recipe import Recipe, Target
+from automodel.suggest import did_you_mean
 from automodel.training.activation_checkpointing import checkpoint_activations
 from automodel.training.options import TrainingOptions
 from automodel.training.parts import Parts
 from automodel.training.rng import Seeds
 from automodel.training.step_scheduler import StepScheduler
+from automodel.training.validation import METRICS
 
 _ORDER_ARGUMENTS = ("shuffle", "sampler", "drop_last")
 
@@ -102,6 +104,7 @@ def build_parts(
     Raises:
         InputError: the model cannot be loaded, or an adapter, optimizer or schedule does not fit it.
     """
+    _check_metric(checkpointer, data)
     options: TrainingOptions = build(recipe, "training")
     per_step = data.scheduler.micro_batches_per_step(data.loader.samples_per_turn)
     num_steps = data.scheduler.num_steps(per_step, data.loader.num_micro_batches())
@@ -147,6 +150,16 @@ def build_parts(
         num_steps=num_steps,
         samples_per_step=per_step * data.loader.samples_per_turn,
     )
+
+
+def _check_metric(checkpointer: Checkpointer, data: Data) -> None:
+    """Raise if the best checkpoint could never be told."""
+    if (metric := checkpointer.metric_for_best_model) is None:
+        return
+    if metric not in METRICS:
+        raise InputError(f"metric_for_best_model: `{metric}` is no metric of validation{did_you_mean(metric, METRICS)}")
+    if data.validation_loader is None:
+        raise InputError(f"metric_for_best_model: {metric} needs a section validation_dataset")
 
 
 def _load_model(

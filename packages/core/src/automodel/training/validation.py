@@ -12,6 +12,9 @@ from automodel.training.options import TrainingOptions
 from automodel.training.step import label_logits
 from automodel.training.step_scheduler import turns
 
+METRICS = ("val_loss", "val_token_accuracy", "val_exact_match")
+"""What checkpoints can be compared by."""
+
 
 @torch.no_grad()
 def validate(
