@@ -70,8 +70,8 @@ def test_each_stage_is_done_once_and_again_only_where_something_has_changed(auto
     assert version.version in ("1", 1)
 
     stdout, _ = run(automodel, *words)
-    assert stages(stdout) == []
-    assert skipped(stdout) == ["train", "validate", "export", "register"]
+    assert (stages(stdout), skipped(stdout)) == (["register"], ["train", "validate", "export"])
+    assert "already registered as version 1 of tiny_training" in stdout
 
     # another level is another export, and so another version of the model
     next((exported / "pytorch").glob("*.bin")).write_bytes(b"torn")
@@ -79,10 +79,17 @@ def test_each_stage_is_done_once_and_again_only_where_something_has_changed(auto
     assert (stages(stdout), skipped(stdout)) == (["export", "register"], ["train", "validate"])
     assert len(registered("tiny_training")) == 2
 
-    # an export that is damaged is made again; its files, and so the version, are those that are registered
+    # an export that is damaged is made again, and other rows are measured again
+    validation = tmp_path / "data" / "validation.jsonl"
+    validation.write_text("".join(validation.read_text().splitlines(keepends=True)[:5]))
     stdout, _ = run(automodel, *words)
-    assert stages(stdout)[0] == "export"
-    assert len(registered("tiny_training")) == 2
+    assert (stages(stdout), skipped(stdout)) == (["validate", "export", "register"], ["train"])
+
+    # a checkpoint that is damaged is made again, although an older whole one is there
+    (tmp_path / "run" / "step_6" / "model" / "model.safetensors").write_bytes(b"torn")
+    stdout, _ = run(automodel, *words)
+    assert stages(stdout)[0] == "train"
+    assert "resuming from run/step_4" in stdout
 
 
 @pytest.mark.slow
@@ -114,6 +121,28 @@ def test_a_mistake_in_a_later_stage_is_told_before_the_first(automodel, words, t
     assert "did you mean `mlflow`?" in told
     assert "did you mean `vllm`?" in told
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("checkpoint_management.checkpoint_config.enabled=false", "there would be nothing to validate"),
+        ("checkpoint_management.export_config={optimization_level: O0, max_shard_size: 5GB}", "O0 writes one file"),
+        ("deployment.serving_config={framework: vllm, tensor_parallel_size: 64}", "vLLM is not installed"),
+    ],
+)
+def test_what_hinders_a_later_stage_is_found_before_training(
+    automodel, words, tmp_path, monkeypatch, override, message
+):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert message in automodel(*words, override, expect=2).stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipes_file_may_not_name_a_program(automodel, words, tmp_path):
+    (tmp_path / "serve.yaml").write_text("deployment: {serving_config: {framework: vllm, python: /bin/true}}\n")
+    told = automodel(*words, "-c", "serve.yaml", expect=2).stderr
+    assert "serve.yaml:1:" in told and "names a program to run, which a recipe's file may not" in told
 
 
 @pytest.mark.slow

@@ -85,6 +85,27 @@ def test_the_oldest_go_in_the_store_too_and_a_damaged_one_is_passed_over(automod
     assert "step_6" in next(line for line in done.stdout.splitlines() if "resuming from" in line)
 
 
+def test_what_could_not_be_copied_is_copied_by_the_same_command(automodel, recipe, store, machine):
+    machine("one")
+    automodel("train", "-c", recipe, *EVERY_2)
+    for key in keys(store):
+        if "step_6" in key:
+            store.delete_object(Bucket="runs", Key=key)
+    done = automodel("train", "-c", recipe, *EVERY_2)
+    assert "all its steps are done" in done.stdout
+    assert stored_steps(store) == [2, 4, 6]
+
+
+def test_a_manifest_that_cannot_be_read_does_not_stop_a_run(automodel, recipe, store, machine):
+    store.put_object(Bucket="runs", Key="first/step_9/manifest.json", Body=b"{")
+    machine("one")
+    done = automodel("train", "-c", recipe, *EVERY_2, "checkpoint.keep_last_n_checkpoints=1")
+    assert "step_9 is damaged and passed over" in done.stderr
+    assert stored_steps(store) == [6, 9]
+    listed = automodel("checkpoints", "list", "s3://runs/first").stdout
+    assert "step 6" in listed
+
+
 def test_a_store_that_cannot_be_used_is_told_before_training(automodel, recipe, store, machine):
     machine("one")
     failed = automodel("train", "-c", recipe, "checkpoint.checkpoint_dir=s3://nowhere/run", expect=2)
@@ -92,5 +113,7 @@ def test_a_store_that_cannot_be_used_is_told_before_training(automodel, recipe, 
     assert "Traceback" not in failed.stderr
     failed = automodel("train", "-c", recipe, "checkpoint.checkpoint_dir=abfs://bucket/run", expect=2)
     assert "abfs://bucket/run needs a package" in failed.stderr
+    failed = automodel("train", "-c", recipe, "checkpoint.checkpoint_dir=sftp://me:secret@host/run", expect=2)
+    assert "an address with credentials in it" in failed.stderr and "secret" not in failed.stderr
     failed = automodel("train", "-c", recipe, "checkpoint.checkpoint_dir=nonsense://bucket/run", expect=2)
     assert "is in no object store that fsspec knows" in failed.stderr

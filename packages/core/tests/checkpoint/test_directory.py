@@ -121,6 +121,12 @@ def test_a_metric_may_be_better_when_it_is_greater_and_a_damaged_best_one_is_not
     assert chosen_checkpoint(tmp_path) == tmp_path / "step_3"
 
 
+def test_a_loss_that_is_not_a_number_is_never_the_best(tmp_path):
+    for step, loss in ((1, float("nan")), (2, 2.0), (3, 3.0)):
+        write(tmp_path, step, **tracked(loss))
+    assert best_checkpoint(tmp_path) == tmp_path / "step_2"
+
+
 def test_a_run_that_tracks_no_metric_has_no_best_checkpoint(tmp_path):
     write(tmp_path, 1, metrics={"val_loss": 1.0}, validated=True, metric_for_best_model=None)
     assert best_checkpoint(tmp_path) is None

@@ -88,7 +88,7 @@ class Export:
             "optimization_level": self.optimization_level,
             "dtype": self.serving_dtype,
             "max_shard_size": self.shard_size,
-            "automodel-deploy": version("automodel-deploy"),
+            "versions": {name: version(name) for name in ("automodel-deploy", "transformers")},
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from automodel import InputError, RunError
 from automodel.checkpoint.manifest import MANIFEST, read_manifest
+from automodel.training.metrics import read_metrics
 from ruamel.yaml import YAML
 
 from automodel_deploy.interfaces import Version
@@ -63,9 +64,9 @@ class MLflow:
     def __post_init__(self) -> None:
         if bad := re.search(r"[/:]", self.name):
             raise InputError(f"MLflow takes no `{bad[0]}` in a model's name: give a registered_model_name without")
-        if self.tracking_uri is not None and urlsplit(self.tracking_uri).password:
+        if self.tracking_uri is not None and urlsplit(self.tracking_uri).username:
             raise InputError(
-                "tracking_uri holds a password, and recipes are logged: put the URI into MLFLOW_TRACKING_URI instead, "
+                "tracking_uri holds credentials, and recipes are logged: put the URI into MLFLOW_TRACKING_URI instead, "
                 "and leave the key out"
             )
 
@@ -181,10 +182,7 @@ def _history(checkpoint: Path) -> Iterator[Metric]:
 
     last, now = read_manifest(checkpoint)["step"], int(time.time() * 1000)
     path = checkpoint.parent / "metrics.jsonl"
-    if not path.exists():
-        return
-    for text in path.read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
+    for line in read_metrics(path):
         if line["step"] <= last:
             for name, value in line.items():
                 if name != "step" and isinstance(value, int | float):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -18,16 +17,19 @@ import click
 from automodel import InputError
 from automodel.checkpoint.checkpointer import chosen_checkpoint
 from automodel.checkpoint.manifest import MANIFEST, checksum
-from automodel.environment import versions
 from automodel.errors import AutoModelError
 from automodel.launch.agent import without_launch_options
 from automodel.recipe import Recipe
+from automodel.training.build import build_checkpointer
 from automodel.training.train import AFTER_TRAINING
 
+from automodel_deploy.commands.deploy import SECTION as SERVING
+from automodel_deploy.commands.deploy import server_of
+from automodel_deploy.registration import SECTION as REGISTRY
 from automodel_deploy.served import EXPORT, exports_of, run_directory
 
-RECORD = "pipeline.json"
-"""In the run's directory: the digest of each stage that is done."""
+RECORD = ".pipeline.json"
+"""In the run's directory: the digest of each stage that is done. It stays on this machine, as what it tells of does."""
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -77,16 +79,33 @@ def run_pipeline(recipe: Recipe, words: Sequence[str], *, stop_after_answer: boo
     Raises:
         StageFailedError: a stage failed; those before it are done.
     """
+    _check_later_stages(recipe)
     pipeline = _Pipeline(recipe, list(words), Record(run_directory(recipe) / RECORD))
     checkpoint = pipeline.train()
     pipeline.validate(checkpoint)
     if recipe.has(EXPORT):
         pipeline.export(checkpoint)
-    if recipe.has("model_registry"):
-        pipeline.register(checkpoint)
-    if recipe.has("deployment.serving_config"):
-        at = [*without_launch_options(words), "--checkpoint", str(checkpoint)]
+    at = [*without_launch_options(words), "--checkpoint", str(checkpoint)]
+    if recipe.has(REGISTRY):  # which knows by itself what it has
+        _run("register", ["register", *at])
+    if recipe.has(SERVING):
         _run("deploy", ["deploy", *at, *(["--check"] if stop_after_answer else [])])
+
+
+def _check_later_stages(recipe: Recipe) -> None:
+    """Find out before training what hinders a later stage.
+
+    Raises:
+        InputError: a section contradicts itself, or what it needs is not here.
+    """
+    if not build_checkpointer(recipe).enabled:
+        raise InputError("checkpoint.enabled is false: there would be nothing to validate, export or serve")
+    for section in (EXPORT, REGISTRY):
+        if recipe.has(section):
+            recipe.targets[section].build()
+    if recipe.has(SERVING):
+        server = server_of(recipe)
+        server.prepare()
 
 
 @dataclass
@@ -100,16 +119,17 @@ class _Pipeline:
         before = {name: value for name, value in self.recipe.resolved().items() if name not in AFTER_TRAINING}
         holder, _, section = EXPORT.partition(".")
         before[holder] = {name: value for name, value in before.get(holder, {}).items() if name != section}
-        digest = _digest(before)
         run = self.record.path.parent
-        if self.record.is_done("train", digest):
-            try:
-                return _skipped("train", chosen_checkpoint(run))
-            except InputError:  # its checkpoints are gone or damaged
-                pass
+        try:
+            checkpoint = chosen_checkpoint(run)
+        except InputError:  # there is none yet, or none that is whole
+            pass
+        else:
+            if self.record.is_done("train", _digest(before, _identity(checkpoint))):
+                return _skipped("train", checkpoint)
         _run("train", ["train", *self.words])
         checkpoint = chosen_checkpoint(run)
-        self.record.note("train", digest)
+        self.record.note("train", _digest(before, _identity(checkpoint)))
         return checkpoint
 
     def validate(self, checkpoint: Path) -> None:
@@ -117,7 +137,8 @@ class _Pipeline:
         if not self.recipe.has("validation_dataset"):
             click.echo(f"validate: {checkpoint} is whole; the recipe has no validation_dataset to measure it on")
             return
-        digest = _digest(checksum(checkpoint / MANIFEST), self.recipe.resolved()["validation_dataset"])
+        data = self.recipe.resolved()["validation_dataset"]
+        digest = _digest(_identity(checkpoint), data, list(_files(data)))
         if self.record.is_done("validate", digest):
             _skipped("validate", checkpoint)
             return
@@ -125,30 +146,27 @@ class _Pipeline:
         self.record.note("validate", digest)
 
     def export(self, checkpoint: Path) -> None:
-        """Export it."""
-        target = self.recipe.target(EXPORT)
-        assert target is not None  # the recipe has the section
-        digest = _digest(checksum(checkpoint / MANIFEST), target.kwargs, versions())
-        if self.record.is_done("export", digest) and len(exports_of(self.recipe, checkpoint)) == len(
-            target.build().formats
-        ):
+        """Export it, unless all its exports by these settings are there and whole."""
+        if len(exports_of(self.recipe, checkpoint)) == len(set(self.recipe.targets[EXPORT].build().formats)):
             _skipped("export", checkpoint)
-            return
-        self._run_at("export", checkpoint)
-        self.record.note("export", digest)
+        else:
+            _run("export", ["export", *without_launch_options(self.words), "--checkpoint", str(checkpoint)])
 
-    def register(self, checkpoint: Path) -> None:
-        """Register it, with what was exported."""
-        files = [checksum(path / MANIFEST) for path in exports_of(self.recipe, checkpoint)]
-        digest = _digest(checksum(checkpoint / MANIFEST), files, self.recipe.resolved()["model_registry"])
-        if self.record.is_done("register", digest):
-            _skipped("register", checkpoint)
-            return
-        self._run_at("register", checkpoint)
-        self.record.note("register", digest)
 
-    def _run_at(self, verb: str, checkpoint: Path) -> None:
-        _run(verb, [verb, *without_launch_options(self.words), "--checkpoint", str(checkpoint)])
+def _identity(checkpoint: Path) -> list[str]:
+    return [checkpoint.name, checksum(checkpoint / MANIFEST)]
+
+
+def _files(value: Any) -> Iterator[tuple[str, int, int]]:
+    """Path, size and time of change of the local files that a section names, also those of directories."""
+    if isinstance(value, dict | list):
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _files(child)
+    elif isinstance(value, str) and (path := Path(value).expanduser()).exists():
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                about = file.stat()
+                yield str(file), about.st_size, about.st_mtime_ns
 
 
 def _skipped(stage: str, checkpoint: Path) -> Path:
@@ -168,14 +186,22 @@ def _run(stage: str, words: list[str]) -> None:
     """
     click.echo(f"== {stage}")
     sys.stdout.flush()
-    # a session of its own: what a terminal sends to a whole group reaches it once, through us
-    process = subprocess.Popen([sys.executable, "-m", "automodel", *words], start_new_session=True)
+    came: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, frame: FrameType | None) -> None:
-        os.kill(process.pid, number)
+        came.append(number)
+        if process is not None:
+            # what a scheduler sends before it kills is understood by those that train; the others take it as an end
+            trains = stage in ("train", "validate")
+            process.send_signal(number if trains or number != signal.SIGUSR1 else signal.SIGTERM)
 
     before = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
+        # a session of its own: what a terminal sends to a whole group reaches it once, through us
+        process = subprocess.Popen([sys.executable, "-m", "automodel", *words], start_new_session=True)
+        for number in came:  # while it was being started
+            process.send_signal(number)
         code = process.wait()
     finally:
         for number, handler in before.items():

@@ -46,8 +46,8 @@ class VLLM:
         trust_remote_code: run Python code that comes with the model. A recipe that sets it is refused without the flag
             `--allow-target transformers_modules`.
         start_timeout_s: seconds after which a server that is not ready is given up.
-        python: the interpreter of the environment in which vLLM is installed, as an absolute path; null takes `vllm`
-            from PATH.
+        python: the interpreter of the environment in which vLLM is installed, as an absolute path, on the command line
+            only; null takes `vllm` from PATH.
         image: the container image in the Kubernetes manifest.
     """
 

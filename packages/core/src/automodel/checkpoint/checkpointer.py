@@ -14,11 +14,10 @@ import torch.distributed as dist
 
 from automodel.checkpoint import directory, manifest
 from automodel.checkpoint.remote import Remote, is_remote, local_copy
-from automodel.checkpoint.snapshot import Snapshot, can_be_copied, take, write
+from automodel.checkpoint.snapshot import Snapshot, take, write
 from automodel.checkpoint.verification import Reference, problems_on_disk, reference
 from automodel.errors import InputError
 from automodel.interfaces import Batch
-from automodel.notices import notice
 from automodel.parallel.groups import by_first, wait_for_all
 from automodel.parallel.process_group import is_first
 
@@ -113,14 +112,10 @@ class Checkpointer:
         """
         about = {"metrics": metrics, "validated": validated, "metric_for_best_model": self._tracked()}
         with directory.saving(self.directory, parts.progress.step):
-            in_background = self.async_ and not wait
-            snapshot = take(parts, about, with_model=self.save_consolidated, copied=in_background)
-            if in_background and not can_be_copied(snapshot.tensors):
-                notice("checkpoint.async: the parts of tensors of this layout cannot be copied; saves are waited for")
-                in_background = False
+            snapshot = take(parts, about, with_model=self.save_consolidated, copied=self.async_ and not wait)
             said = reference(parts, batch) if self.validate_on_save else None
             target = by_first(lambda: directory.begin(self.directory, snapshot.step))
-            if not in_background:
+            if not snapshot.is_copy:
                 write(snapshot, target, parts)
                 return self._publish(target, snapshot, said, parts)
             if self._group is None and dist.is_initialized():
@@ -172,9 +167,9 @@ class Checkpointer:
             if keep is not None:
                 directory.prune(self.directory, keep, just_saved=saved, best=best)
             if (remote := self.remote) is not None:
-                remote.push(self.directory, saved)
+                remote.push(self.directory)
                 if keep is not None:
-                    remote.prune(keep, best)
+                    remote.prune(keep, just_saved=saved, best=best)
         return saved
 
     def _tracked(self) -> dict[str, Any] | None:
@@ -284,4 +279,4 @@ def find_checkpoint(path: str | Path) -> Path:
     if latest := directory.latest_verified(path):
         return latest
     there = "is no directory" if not path.is_dir() else "holds no whole checkpoint (step_<n>)"
-    raise InputError(f"no checkpoint to resume from: {path} {there}")
+    raise InputError(f"there is no checkpoint: {path} {there}")

@@ -23,8 +23,9 @@ def tensor_changes(before: Path, after: Path) -> Iterator[str]:
     shared = sorted(first.keys() & second.keys())
     for name in shared:
         one, other = _read(first[name], name), _read(second[name], name)
-        if one.shape != other.shape:
-            yield f"{name} is {list(one.shape)} in {before} and {list(other.shape)} in {after}"
+        if one.shape != other.shape or one.dtype != other.dtype:
+            kinds = [f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}" for tensor in (one, other)]
+            yield f"{name} is {kinds[0]} in {before} and {kinds[1]} in {after}"
         elif not torch.equal(one, other):
             change = (other.double() - one.double()).norm()
             distances[name] = float(change / one.double().norm()) if one.any() else float("inf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import re
 import shutil
@@ -31,6 +32,11 @@ def checkpoints(run_directory: Path) -> list[tuple[int, Path]]:
         return []
     found = [(int(match[1]), path) for path in run_directory.iterdir() if (match := _STEP.fullmatch(path.name))]
     return sorted(found)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is that of one checkpoint, whole or not, rather than of a run."""
+    return path.is_dir() and _STEP.fullmatch(path.name) is not None and not checkpoints(path)
 
 
 def latest_verified(run_directory: Path) -> Path | None:
@@ -109,7 +115,7 @@ def best(manifests: Mapping[int, Mapping[str, Any]]) -> int | None:
     values = {
         step: about["metrics"][tracked["name"]]
         for step, about in sorted(manifests.items())
-        if about.get("validated") and tracked["name"] in about["metrics"]
+        if about.get("validated") and math.isfinite(about["metrics"].get(tracked["name"], math.nan))
     }
     if not values:
         return None

@@ -31,7 +31,16 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         OSError: there is none.
         ValueError: it is no JSON of ours.
     """
-    manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    return parsed((directory / MANIFEST).read_text(encoding="utf-8"))
+
+
+def parsed(text: str | bytes) -> dict[str, Any]:
+    """The manifest that a text is.
+
+    Raises:
+        ValueError: it is no JSON of ours.
+    """
+    manifest = json.loads(text)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{MANIFEST} is not of format {FORMAT}")
     return manifest

@@ -7,7 +7,6 @@ checkpoint in the store counts when its manifest is there, which is copied last 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -34,10 +33,17 @@ class Remote:
     """The directory of a run in an object store, `s3://bucket/run`.
 
     Raises:
-        InputError: the store's package is not installed.
+        InputError: the address has a password in it, or the store's package is not installed.
     """
 
     url: str
+
+    def __post_init__(self) -> None:
+        if "@" in self.url.partition("://")[2].partition("/")[0]:
+            raise InputError(
+                "an address with credentials in it would be told by every checkpoint's recipe.yaml: give them by the "
+                "environment variables of the store's library"
+            )
 
     def default_local_directory(self) -> Path:
         """Where its files lie on this machine unless the recipe says where."""
@@ -45,21 +51,25 @@ class Remote:
         name = self.url.rstrip("/").rpartition("/")[2]
         return cache / "automodel" / "runs" / f"{name}-{hashlib.sha256(self.url.encode()).hexdigest()[:12]}"
 
-    def push(self, run_directory: Path, checkpoint: Path | None = None) -> None:
-        """Copy a finished checkpoint, and the files that lie beside the checkpoints.
+    def push(self, run_directory: Path) -> None:
+        """Copy the whole checkpoints that the store does not have, and the files that lie beside the checkpoints.
+
+        One that could not be copied when it was saved is copied when the next one is.
 
         Raises:
-            RunError: the store refused; the checkpoint is on this machine.
+            RunError: the store refused; the checkpoints are on this machine.
         """
-        with self._told(RunError, f"; it is in {run_directory}"):
+        with self._told(RunError, f"; the checkpoints are in {run_directory}, and the same command copies them"):
             store, root = self._store()
-            if checkpoint is not None:
-                for path in sorted(checkpoint.rglob("*"), key=lambda path: path.name == manifest.MANIFEST):
-                    if path.is_file():
-                        store.put_file(str(path), f"{root}/{path.relative_to(run_directory).as_posix()}")
-            for path in run_directory.iterdir():
-                if path.is_file() and not path.name.startswith("."):
-                    store.put_file(str(path), f"{root}/{path.name}")
+            there = self._manifests()
+            for step, path in directory.checkpoints(run_directory):
+                if not manifest.problems(path) and there.get(step) != manifest.read_manifest(path):
+                    for file in sorted(path.rglob("*"), key=lambda file: file.name == manifest.MANIFEST):
+                        if file.is_file():
+                            store.put_file(str(file), f"{root}/{file.relative_to(run_directory).as_posix()}")
+            for file in run_directory.iterdir():
+                if file.is_file() and not file.name.startswith("."):
+                    store.put_file(str(file), f"{root}/{file.name}")
 
     def fetch(self, run_directory: Path) -> None:
         """Bring what a run goes on with to this machine: its newest whole checkpoint, the best one, and its metrics.
@@ -73,16 +83,20 @@ class Remote:
             manifests = self._manifests()
             here = {step for step, path in directory.checkpoints(run_directory) if not manifest.problems(path)}
             newer = [step for step in sorted(manifests, reverse=True) if step > max(here, default=-1)]
+            if newer:  # before the checkpoint is here, or an interruption would leave a run without its history
+                self._fetch_files(run_directory)
             fetched = next((step for step in newer if self._fetch_step(step, run_directory)), None)
             best = directory.best(manifests)
             if best is not None and best not in {*here, fetched}:
                 self._fetch_step(best, run_directory)
-            store, root = self._store()
-            if fetched is not None:
-                for entry in store.ls(root, detail=True):
-                    if entry["type"] == "file":
-                        name = entry["name"].rpartition("/")[2]
-                        store.get_file(f"{root}/{name}", str(run_directory / name))
+
+    def _fetch_files(self, run_directory: Path) -> None:
+        store, root = self._store()
+        run_directory.mkdir(parents=True, exist_ok=True)
+        for entry in store.ls(root, detail=True):
+            name = entry["name"].rpartition("/")[2]
+            if entry["type"] == "file" and not name.startswith("."):
+                store.get_file(f"{root}/{name}", str(run_directory / name))
 
     def fetch_step(self, step: int, run_directory: Path) -> None:
         """Bring one checkpoint to this machine, if it is not here.
@@ -108,26 +122,30 @@ class Remote:
         return True
 
     def _manifests(self) -> dict[int, dict[str, Any]]:
-        """The manifests of the store's checkpoints, by step."""
+        """The manifests of the store's checkpoints, by step; one that cannot be read is passed over with a notice."""
         store, root = self._store()
         found = {}
         for path in store.glob(f"{root}/step_*/{manifest.MANIFEST}"):
             if match := re.search(r"/step_(\d+)/[^/]+$", path):
-                found[int(match[1])] = json.loads(store.cat_file(path))
+                try:
+                    found[int(match[1])] = manifest.parsed(store.cat_file(path))
+                except ValueError as error:
+                    notice(f"{self.url}/step_{match[1]} is damaged and passed over: {error}")
         return found
 
-    def prune(self, keep_last_n: int, best: Path | None) -> None:
-        """Delete the oldest checkpoints but the last ones and the best.
+    def prune(self, keep_last_n: int, just_saved: Path, best: Path | None) -> None:
+        """Delete the oldest checkpoints but the last ones, the one just saved among them, and the best.
 
         Raises:
             RunError: the store refused.
         """
         with self._told(RunError):
             store, root = self._store()
-            for step in sorted(self._manifests())[:-keep_last_n]:
-                if best is None or best.name != f"step_{step}":
-                    store.rm_file(f"{root}/step_{step}/{manifest.MANIFEST}")
-                    store.rm(f"{root}/step_{step}", recursive=True)
+            names = [f"step_{step}" for step in sorted(self._manifests()) if f"step_{step}" != just_saved.name]
+            for name in [*names, just_saved.name][:-keep_last_n]:
+                if best is None or best.name != name:
+                    store.rm_file(f"{root}/{name}/{manifest.MANIFEST}")
+                    store.rm(f"{root}/{name}", recursive=True)
 
     def _store(self) -> tuple[Any, str]:
         import fsspec

@@ -15,6 +15,7 @@ from automodel.checkpoint import directory, manifest
 from automodel.checkpoint.model_files import model_part, write_model
 from automodel.checkpoint.state import state_of, write_state
 from automodel.environment import versions
+from automodel.notices import notice
 from automodel.parallel.groups import wait_for_all
 from automodel.parallel.process_group import is_first
 
@@ -32,6 +33,7 @@ class Snapshot:
         tensors: what resuming needs of this process.
         scalars: the same for all processes.
         model: what this process writes of the model's own files; None if they are not wanted.
+        is_copy: training may go on while it is written.
     """
 
     step: int
@@ -39,6 +41,7 @@ class Snapshot:
     tensors: dict[str, Tensor]
     scalars: dict[str, Any]
     model: dict[str, Tensor] | None
+    is_copy: bool
 
 
 def take(parts: Parts, about: dict[str, Any], *, with_model: bool, copied: bool) -> Snapshot:
@@ -48,9 +51,14 @@ def take(parts: Parts, about: dict[str, Any], *, with_model: bool, copied: bool)
         parts: of the run.
         about: for the manifest.
         with_model: the model's own files are wanted besides what resuming needs.
-        copied: tensors are copied to the CPU's memory, so that training may go on while they are written.
+        copied: tensors are copied to the CPU's memory, so that training may go on while they are written. Parts of
+            tensors that say for themselves which they are (see `whole`) would no longer do so: they are not copied.
     """
     tensors, scalars = state_of(parts)
+    locals_ = [value._local_tensor for value in tensors.values() if isinstance(value, DTensor)]
+    if copied and any(hasattr(local, "__create_chunk_list__") for local in locals_):
+        notice("checkpoint.async: the parts of tensors of this layout cannot be copied; saves are waited for")
+        copied = False
     model = model_part(parts.module) if with_model else None
     if copied:
         copies: dict[int, Tensor] = {}  # what trains is in both: it is copied once
@@ -58,15 +66,7 @@ def take(parts: Parts, about: dict[str, Any], *, with_model: bool, copied: bool)
         tensors = {name: _copy(value, copies) for name, value in tensors.items()}
         if model is not None:  # what was gathered from parts is a copy already
             model = {n: _copy(value, copies) if _address(value) in live else value for n, value in model.items()}
-    return Snapshot(parts.progress.step, about, tensors, scalars, model)
-
-
-def can_be_copied(tensors: dict[str, Tensor]) -> bool:
-    """Whether copies can be written: parts that say for themselves which they are (see `whole`) do not survive it."""
-    return not any(
-        isinstance(value, DTensor) and hasattr(value._local_tensor, "__create_chunk_list__")
-        for value in tensors.values()
-    )
+    return Snapshot(parts.progress.step, about, tensors, scalars, model, copied)
 
 
 def write(snapshot: Snapshot, target: Path, parts: Parts, group: dist.ProcessGroup | None = None) -> None:

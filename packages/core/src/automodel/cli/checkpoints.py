@@ -11,7 +11,7 @@ import click
 from automodel.checkpoint import directory, manifest
 from automodel.errors import InputError, RunError
 
-RUN = click.argument("run", metavar="DIR", type=click.Path(path_type=Path))
+RUN = click.argument("run", metavar="DIR", callback=lambda _, __, value: local_directory(value))
 
 
 @click.group()
@@ -58,7 +58,7 @@ def verify(run: Path) -> None:
     Exit code 1, and what is wrong, if a checkpoint is damaged.
     """
     damaged = 0
-    for path in [run] if (run / manifest.MANIFEST).exists() else [path for _, path in _checkpoints(run)]:
+    for path in [run] if directory.is_checkpoint(run) else [path for _, path in _checkpoints(run)]:
         found = manifest.problems(path)
         damaged += bool(found)
         click.echo(f"{path}: {'; '.join(found) if found else 'whole'}")
@@ -90,11 +90,16 @@ def prune(run: Path, keep: int, dry_run: bool) -> None:
 
 
 @checkpoints.command()
-@click.argument("one", metavar="STEP", type=click.Path(path_type=Path))
-@click.argument("other", metavar="STEP", type=click.Path(path_type=Path))
+@click.argument("one", metavar="STEP", callback=lambda _, __, value: local_directory(value))
+@click.argument("other", metavar="STEP", callback=lambda _, __, value: local_directory(value))
 def diff(one: Path, other: Path) -> None:
     """Compare two checkpoints step_<n>: recipe, versions, metrics, and how far their models' tensors are apart."""
     (first, before), (second, after) = _one(one), _one(other)
+    for path in (first, second):
+        if found := manifest.problems(path):
+            raise InputError(f"{path} is damaged: {'; '.join(found[:5])}")
+        if not (path / "model").is_dir():
+            raise InputError(f"{path} has no model/ to compare, since checkpoint.save_consolidated was false")
     from automodel.checkpoint.comparison import tensor_changes  # imports torch, after the paths are known to be good
     from automodel.training.train import load_recipe_data, recipe_changes
 
@@ -104,11 +109,22 @@ def diff(one: Path, other: Path) -> None:
     changed = sorted(n for n in {*versions[0], *versions[1]} if versions[0].get(n) != versions[1].get(n))
     shown = ", ".join(f"{name} {versions[0].get(name, 'none')} -> {versions[1].get(name, 'none')}" for name in changed)
     click.echo(f"versions: {shown or 'the same'}")
-    for name in before["metrics"].keys() & after["metrics"].keys():
+    for name in sorted(before["metrics"].keys() & after["metrics"].keys()):
         if name == "loss" or name.startswith("val_"):
             click.echo(f"{name}: {before['metrics'][name]:.6g} -> {after['metrics'][name]:.6g}")
     for line in tensor_changes(first / "model", second / "model"):
         click.echo(line)
+
+
+def local_directory(path: str) -> Path:
+    """The directory; of an address in an object store a copy of the checkpoint, or of the run's newest and best.
+
+    Raises:
+        InputError: the store cannot be read.
+    """
+    from automodel.checkpoint.remote import local_copy
+
+    return local_copy(path)
 
 
 def _checkpoints(run: Path) -> list[tuple[int, Path]]:
@@ -130,7 +146,7 @@ def _manifest(path: Path) -> dict[str, Any] | None:
 
 
 def _one(path: Path) -> tuple[Path, dict[str, Any]]:
-    if not (path / manifest.MANIFEST).exists():
+    if not directory.is_checkpoint(path):
         path = _checkpoints(path)[-1][1]
     if (about := _manifest(path)) is None:
         raise InputError(f"{path} is damaged: its {manifest.MANIFEST} cannot be read")

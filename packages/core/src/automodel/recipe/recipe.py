@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,16 @@ def load_recipe(
     root = replace(root, value={key: node for key, node in root.value.items() if node.value is not None})
     resolver = Resolver(plugins, AllowList(plugins.targets(), allow_targets))
     targets = Checker(resolver, problems).sections(root)
-    _require(needs, {*root.value, *targets}, resolver, problems)
+    _require(needs, {*root.value, *_inner_sections(root)}, resolver, problems)
     problems.raise_any()
     return Recipe(files, root, targets, resolver)
+
+
+def _inner_sections(root: Node) -> Iterator[str]:
+    """What mappings in sections would be called as sections."""
+    for name, node in root.value.items():
+        if isinstance(node.value, dict):
+            yield from (f"{name}.{key}" for key, child in node.value.items() if child.value is not None)
 
 
 def _require(sections: Sequence[str], present: set[str], resolver: Resolver, problems: Problems) -> None:
@@ -147,9 +154,9 @@ def _require(sections: Sequence[str], present: set[str], resolver: Resolver, pro
             continue
         kind = kinds.get(section)
         names = [entry.provider.name for entry in resolver.registry.providers(kind.name)] if kind else []
-        choices = (
-            f"write `{section}:` with a `_target_`: {', '.join(names)}" if names else "no installed plugin brings one"
-        )
+        key = (kind.named_by if kind else None) or "_target_"
+        written = section.replace(".", ": {", 1) + (": {...}}" if "." in section else ":")
+        choices = f"write `{written}` with a `{key}`: {', '.join(names)}" if names else "no installed plugin brings one"
         problems.add(place, (), f"the section `{section}` is missing; {choices}")
 
 

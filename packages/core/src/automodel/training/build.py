@@ -220,7 +220,8 @@ def build_checkpointer(recipe: Recipe) -> Checkpointer:
     assert target is not None  # the kind has a default
     if recipe.has("checkpoint_management.checkpoint_config"):
         over = recipe.targets["checkpoint_management.checkpoint_config"]
-        target = dataclasses.replace(target, kwargs=target.kwargs | over.kwargs)
+        # told as mistakes of the section that has the last word
+        target = dataclasses.replace(over, location=target.location, kwargs=target.kwargs | over.kwargs)
     checkpointer: Checkpointer = build_target(recipe, target)
     return checkpointer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from signal import Signals
 
 import torch
@@ -43,7 +42,7 @@ def fit(parts: Parts) -> None:
     finally:
         # other processes may be gone where this one ends by an error; what is left unfinished goes at the next start
         if parts.checkpointer.is_saving and not dist.is_initialized():
-            _tell_saved(parts, parts.checkpointer.finish(parts))
+            _finish_save(parts)
 
 
 def _train(parts: Parts, stop: StopRequest, validated_at: int) -> None:
@@ -74,6 +73,8 @@ def _train(parts: Parts, stop: StopRequest, validated_at: int) -> None:
         progress.num_skipped_steps += not result.updated
         consecutive_skipped = 0 if result.updated else consecutive_skipped + 1
         if consecutive_skipped >= parts.options.max_nonfinite_steps:
+            if parts.checkpointer.is_saving:
+                _finish_save(parts)
             raise RunError(
                 f"the loss or gradient was not finite for {consecutive_skipped} steps in a row (training."
                 "max_nonfinite_steps); nothing was updated in them. A lower learning rate or fp32 may help"
@@ -89,28 +90,27 @@ def _train(parts: Parts, stop: StopRequest, validated_at: int) -> None:
         ):
             run_validation(parts)
             validated_at = progress.step
-        if saves:
-            save(parts, micro_batches[-1], validated=validated_at == progress.step, wait=is_last)
+        if saves and save(parts, micro_batches[-1], validated=validated_at == progress.step, wait=is_last):
             saved_at = progress.step
         if is_last:
             return
         signal, written = _agreed(parts, stop)
-        if written:
-            _tell_saved(parts, parts.checkpointer.finish(parts))
+        if written and _finish_save(parts) != saved_at:
+            saved_at = -1
         if signal is not None:
+            if parts.checkpointer.is_saving and _finish_save(parts) != saved_at:
+                saved_at = -1
             if saved_at != progress.step:
                 save(parts, micro_batches[-1], validated=validated_at == progress.step, wait=True)
-            elif parts.checkpointer.is_saving:
-                _tell_saved(parts, parts.checkpointer.finish(parts))
             raise StoppedError(_stopped(parts, signal), signal)
         started = time.perf_counter()
     # data of unknown length has ended
     if parts.validation_loader and validated_at != progress.step:
         run_validation(parts)
+    if parts.checkpointer.is_saving and _finish_save(parts) != saved_at:
+        saved_at = -1
     if saved_at != progress.step:
         save(parts, micro_batches[-1], validated=parts.validation_loader is not None, wait=True)
-    elif parts.checkpointer.is_saving:
-        _tell_saved(parts, parts.checkpointer.finish(parts))
 
 
 def run_validation(parts: Parts) -> dict[str, float]:
@@ -124,8 +124,10 @@ def run_validation(parts: Parts) -> dict[str, float]:
     return metrics
 
 
-def save(parts: Parts, batch: Batch, *, validated: bool, wait: bool) -> None:
+def save(parts: Parts, batch: Batch, *, validated: bool, wait: bool) -> bool:
     """Write a checkpoint, if the recipe wants any, and tell the hooks when it is there.
+
+    Returns whether it is there or being written: one that was not written as it should be is neither.
 
     Args:
         parts: of the run.
@@ -139,27 +141,33 @@ def save(parts: Parts, batch: Batch, *, validated: bool, wait: bool) -> None:
     """
     checkpointer = parts.checkpointer
     if not checkpointer.enabled:
-        return
+        return True
     if checkpointer.is_saving:
-        _tell_saved(parts, checkpointer.finish(parts))
+        _finish_save(parts)
     if not _all_finite(parts.module):
         raise RunError(
             f"parameters of the model are not finite after step {parts.progress.step}, so it is not saved; earlier "
             "checkpoints are intact. A lower learning rate, or fp32 or bf16 instead of float16, may help"
         )
     path = checkpointer.save(parts, dict(parts.run.summary), batch, validated=validated, wait=wait)
-    _tell_saved(parts, path)
+    if path is not None:
+        parts.hooks.checkpoint_saved(step=parts.progress.step, path=path)
     if wait and path is None:
         raise RunError(
             f"the checkpoint of step {parts.progress.step}, with which the run ends, was not written as it should be; "
             "the same command goes on from the one before"
         )
+    return path is not None or checkpointer.is_saving
 
 
-def _tell_saved(parts: Parts, path: Path | None) -> None:
-    """Tell the hooks of a checkpoint; there is none yet while it is being written, and none if it was given up."""
-    if path is not None:
-        parts.hooks.checkpoint_saved(step=int(path.name.removeprefix("step_")), path=path)
+def _finish_save(parts: Parts) -> int | None:
+    """Wait for the checkpoint that is being written; its step, or None if it was not written as it should be."""
+    path = parts.checkpointer.finish(parts)
+    if path is None:
+        return None
+    step = int(path.name.removeprefix("step_"))
+    parts.hooks.checkpoint_saved(step=step, path=path)
+    return step
 
 
 def _due(step: int, every: int | None) -> bool:

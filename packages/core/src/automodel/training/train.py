@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 
 from automodel import plugins
 from automodel.checkpoint import directory
+from automodel.checkpoint.checkpointer import Checkpointer
 from automodel.checkpoint.manifest import read_manifest
 from automodel.checkpoint.shared import require_shared
 from automodel.checkpoint.state import load_state
@@ -108,12 +110,24 @@ def _run(recipe: Recipe, resume: str, device: torch.device) -> TrainResult:
                 raise
             finally:
                 parts.hooks.fit_end(run=parts.run)
-                if is_first() and checkpointer.remote is not None:
-                    checkpointer.remote.push(checkpointer.directory)
+                _push(checkpointer)
         saved = directory.checkpoints(checkpointer.directory)
         return TrainResult(
             checkpointer.directory, saved[-1][1] if saved else None, parts.progress.step, dict(parts.run.summary)
         )
+
+
+def _push(checkpointer: Checkpointer) -> None:
+    """Bring the run's last lines to the object store; of two failures the run's own is the one to tell."""
+    if not is_first() or checkpointer.remote is None:
+        return
+    failed = sys.exception() is not None
+    try:
+        checkpointer.remote.push(checkpointer.directory)
+    except RunError as error:
+        if not failed:
+            raise
+        print(f"warning: {error}", file=sys.stderr, flush=True)
 
 
 @contextmanager

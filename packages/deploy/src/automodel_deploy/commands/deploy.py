@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from automodel_deploy.interfaces import Model, Server
 
 SECTION = "deployment.serving_config"
+PROGRAM = "python"
+"""A parameter of servers that names a program. A recipe from a colleague must not run one that nobody chose."""
 _PROMPT = "What is the capital of France?"
 _MAX_TOKENS = 32
 _LOGS = Path("logs")
@@ -76,10 +78,23 @@ def server_and_model(
     """
     from automodel_deploy.served import served_model
 
-    target = recipe.target(SECTION)
-    assert target is not None  # it is needed
-    server: Server = target.build()
-    return server, served_model(recipe, checkpoint, allow_targets)
+    return server_of(recipe), served_model(recipe, checkpoint, allow_targets)
+
+
+def server_of(recipe: Recipe) -> Server:
+    """The recipe's server.
+
+    Raises:
+        InputError: the section is wrong, or a recipe's file names a program to run.
+    """
+    place = recipe.where(*SECTION.split("."), PROGRAM)
+    if PROGRAM in recipe.targets[SECTION].kwargs and place.partition(":")[0] not in ("command line", "overrides"):
+        raise InputError(
+            f"{place}: {SECTION}.{PROGRAM} names a program to run, which a recipe's file may not: give it on the "
+            f"command line, {SECTION}.{PROGRAM}=PATH"
+        )
+    server: Server = recipe.targets[SECTION].build()
+    return server
 
 
 def serve(server: Server, model: Model, prompt: str = _PROMPT, *, stop_after_answer: bool) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 import click
+from automodel import InputError
 from automodel.cli.options import WORDS, RecipeCommand, recipe_options
 from automodel.launch.agent import launch_options
 from automodel.recipe import load_recipe
@@ -26,6 +29,8 @@ def pipeline(
     Each stage is done once: the same command again goes on where it was interrupted, and leaves out what is made from
     the same recipe and files. Options for processes (--nproc-per-node) are for training and validation.
     """
+    if "RANK" in os.environ:
+        raise InputError("a pipeline is started once, not by torchrun or srun: --nproc-per-node is for its training")
     recipe = load_recipe(config, overrides, allow_targets=allow_target, needs=("model", "dataset"))
     from automodel_deploy.pipeline import run_pipeline  # imports torch, after the recipe is known to be good
 
