@@ -106,7 +106,7 @@ def export_checkpoint(
     model says. A whole export of the same checkpoint by the same settings is not made again.
 
     Args:
-        checkpoint: a checkpoint, or the directory of a run, whose newest whole one is taken.
+        checkpoint: a checkpoint, or the directory of a run, whose best or newest whole one is taken.
         export: formats, level and place.
         allow_targets: packages outside AutoModel's own list whose callables the checkpoint's recipe may name.
         say: is given a line for each format.
