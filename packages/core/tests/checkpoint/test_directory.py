@@ -67,9 +67,9 @@ def test_an_interrupted_save_leaves_no_checkpoint_and_the_others_as_they_were(tm
 
 
 def test_a_full_disk_is_told_as_tokenizers_tells_it_too(tmp_path):
-    with pytest.raises(RunError, match=r"step 1: No space left.*intact"), directory.publish(tmp_path, 1):
+    with pytest.raises(RunError, match=r"step 1: No space left.*intact"), directory.saving(tmp_path, 1):
         raise Exception("No space left on device (os error 28)")
-    with pytest.raises(Exception, match="another"), directory.publish(tmp_path, 1):
+    with pytest.raises(Exception, match="another"), directory.saving(tmp_path, 1):
         raise Exception("another")
 
 
