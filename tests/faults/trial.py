@@ -178,7 +178,8 @@ class Trial:
             if again is None:
                 self.start()
                 self.end()
-            else:
+            else:  # it is heard only when it has ended, and must be alone until then
+                self.left_behind()
                 self.witness.starting()
                 self.take(again(self.words))
 
