@@ -6,7 +6,8 @@ from automodel.cli.main import main
 from faults.disk import small_disk
 from faults.kinds import FAULTS
 from faults.processes import Ending
-from faults.trial import Trial, Undisturbed, run_trial
+from faults.trial import Trial, run_trial
+from faults.verdict import Undisturbed
 
 SEED = 2176  # with which all faults come when there are checkpoints, and soon
 SECONDS_TO_START = 8
