@@ -4,6 +4,7 @@ import random
 import resource
 import time
 
+import pytest
 from automodel.checkpoint import directory, manifest
 from automodel.training.metrics import read_metrics
 from support import metrics
@@ -34,6 +35,7 @@ def newest_checkpoint(run):
     return max((step for step, _ in directory.checkpoints(run)), default=0)
 
 
+@pytest.mark.slow  # tests/faults kills runs too
 def test_losses_after_kill_9_at_ten_random_moments_are_bit_identical(automodel, recipe, tmp_path):
     automodel("train", "-c", recipe, *STEPS, "checkpoint.checkpoint_dir=whole")
     moments = random.Random(0)

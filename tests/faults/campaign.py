@@ -9,6 +9,7 @@ The exit code is 1 when more than one run in a hundred does not, or any resumes 
 
 import argparse
 import os
+import platform
 import random
 import re
 import signal
@@ -99,8 +100,8 @@ def report(verdict):
 
 def machine():
     """This machine in words."""
-    [model] = set(re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M))
-    return f"{len(os.sched_getaffinity(0))} cores of {model}, without an accelerator"
+    models = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
+    return f"{len(os.sched_getaffinity(0))} cores ({models[0] if models else platform.machine()})"
 
 
 def summary(verdicts, command, disk, minutes):
@@ -135,7 +136,10 @@ def options():
     parser.add_argument("--only", type=int, nargs="+", help="these numbers of the campaign")
     parser.add_argument("--write", type=Path, help="a document with marks for the figures")
     parser.add_argument("overrides", nargs="*", help="of every run, after --")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.only and given.write:
+        parser.error("--write is for the figures of all runs, not of --only some")
+    return given
 
 
 def main():

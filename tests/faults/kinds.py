@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from automodel.checkpoint import directory, manifest
 from faults.processes import command_line, parent
-from faults.trial import STEPS_PER_SAVE, Trial
+from faults.recipe import STEPS_PER_SAVE
+from faults.trial import Trial
 from support import workers
 
 

