@@ -101,7 +101,11 @@ def damage(monkeypatch, name, step):
     return said
 
 
-@pytest.mark.parametrize("name", DAMAGE)
+SLOW = {"a flipped byte of the model", "a flipped byte before the checksum", "a wrong dtype of the model"}
+"""What others among them are like."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in DAMAGE])
 def test_a_checkpoint_that_is_not_as_it_should_be_is_told_and_the_run_goes_on(automodel, recipe, monkeypatch, name):
     said = damage(monkeypatch, name, step=4)
     done = automodel("train", "-c", recipe, *EVERY_2, VALIDATED)

@@ -60,6 +60,17 @@ def registered(name):
     return MlflowClient("sqlite:///mlflow.db").search_model_versions(f"name='{name}'")
 
 
+def test_a_stage_that_is_done_is_left_out(automodel, words, tmp_path):
+    fewer = (*words[:-1], "model_registry=null", "checkpoint_management.export_config.formats=[safetensors]")
+    stdout, _ = run(automodel, *fewer)
+    assert stages(stdout) == ["train", "export"]
+    assert "is whole; the recipe has no validation_dataset to measure it on" in stdout
+    assert (tmp_path / "run" / "exports" / "step_6-O2" / "safetensors" / "model.safetensors").exists()
+    stdout, _ = run(automodel, *fewer)
+    assert (stages(stdout), skipped(stdout)) == ([], ["train", "export"])
+
+
+@pytest.mark.slow
 def test_each_stage_is_done_once_and_again_only_where_something_has_changed(automodel, words, tmp_path):
     stdout, _ = run(automodel, *words)
     assert stages(stdout) == ["train", "validate", "export", "register"]

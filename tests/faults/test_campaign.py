@@ -26,8 +26,8 @@ def undisturbed(tmp_path_factory):
 
 
 CASES = [
-    # what happens to an agent is tested by tests/test_elastic.py too
-    pytest.param(number, id=fault.name, marks=pytest.mark.slow if "agent" in fault.name else ())
+    # what happens to several processes is tested by tests/test_elastic.py too
+    pytest.param(number, id=fault.name, marks=pytest.mark.slow if fault.num_processes > 1 else ())
     for number, fault in enumerate(FAULTS)
 ]
 

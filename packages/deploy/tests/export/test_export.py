@@ -175,7 +175,14 @@ def test_a_quantised_model_has_no_other_serving_dtype(export, full, tmp_path):
         check(quantised, "O2")
 
 
-@pytest.mark.parametrize(("family", "level"), [("gemma3", "O0"), ("gemma3", "O1"), ("qwen3_vl", "O1")])
+@pytest.mark.parametrize(
+    ("family", "level"),
+    [
+        pytest.param("gemma3", "O0", marks=pytest.mark.slow),
+        ("gemma3", "O1"),
+        pytest.param("qwen3_vl", "O1", marks=pytest.mark.slow),
+    ],
+)
 def test_a_vision_language_model_is_exported_exactly(export, request, family, level, tmp_path):
     vlm = request.getfixturevalue(family)
     printed = export(vlm, formats=BOTH, optimization_level=level, output_dir=tmp_path).stdout
