@@ -1,28 +1,51 @@
 """Runs whose directory is in an object store: an S3 server of moto, on this machine."""
 
 import shutil
+import socket
+import subprocess
+import sys
+import time
 
 import boto3
 import pytest
 from automodel.checkpoint import directory
-from moto.server import ThreadedMotoServer
 from support import metrics
 
 EVERY_2 = ("step_scheduler.ckpt_every_steps=2", "checkpoint.checkpoint_dir=s3://runs/first")
 
 
+@pytest.fixture(scope="module")
+def endpoint():
+    """The address of the server, a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        give_up = time.monotonic() + 120
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < give_up
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+        server.kill()
+
+
 @pytest.fixture
-def store(monkeypatch):
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+def store(endpoint, monkeypatch):
+    """A client of it, and the empty bucket `runs`."""
     for name, value in (("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x"), ("DEFAULT_REGION", "us-east-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     client = boto3.client("s3")
     client.create_bucket(Bucket="runs")
     yield client
-    server.stop()
+    for key in keys(client):
+        client.delete_object(Bucket="runs", Key=key)
+    client.delete_bucket(Bucket="runs")
 
 
 @pytest.fixture
@@ -68,6 +91,7 @@ def test_a_run_goes_on_on_another_machine_as_if_nothing_had_happened(automodel, 
     shutil.rmtree(machine("two"))
 
 
+@pytest.mark.slow
 def test_the_oldest_go_in_the_store_too_and_a_damaged_one_is_passed_over(automodel, recipe, store, machine):
     machine("one")
     words = ("train", "-c", recipe, *EVERY_2, "checkpoint.keep_last_n_checkpoints=2")
@@ -85,6 +109,7 @@ def test_the_oldest_go_in_the_store_too_and_a_damaged_one_is_passed_over(automod
     assert "step_6" in next(line for line in done.stdout.splitlines() if "resuming from" in line)
 
 
+@pytest.mark.slow
 def test_what_could_not_be_copied_is_copied_by_the_same_command(automodel, recipe, store, machine):
     machine("one")
     automodel("train", "-c", recipe, *EVERY_2)
