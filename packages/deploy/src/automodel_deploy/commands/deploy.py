@@ -59,6 +59,8 @@ def deploy(
     recipe = load_recipe(config, overrides, allow_targets=allow_target, needs=(SECTION,))
     from automodel_deploy.serving import shell_line
 
+    if not print_only and output is None:
+        server_of(recipe).prepare()  # before an export, which may take long
     server, model = server_and_model(recipe, checkpoint, allow_target)
     if print_only:
         click.echo(shell_line(server, model))
