@@ -17,7 +17,11 @@ from automodel.cli.main import main
 
 FAKE_VLLM = Path(__file__).parent / "fake_vllm.py"
 COMMAND = """
+import signal
 import sys
+# as in a terminal: what nohup or a shell's & has let the tests ignore would stay ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 import automodel_deploy.machine
 automodel_deploy.machine.num_accelerators = lambda: 1  # without torch, whose import takes longer than all the rest
 from automodel.cli.main import main
