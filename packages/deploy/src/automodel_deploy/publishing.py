@@ -6,13 +6,13 @@ import contextlib
 import fcntl
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from automodel import InputError, RunError
 from automodel.checkpoint import manifest
+from automodel.checkpoint.directory import flush, sync
 from safetensors import SafetensorError
 
 _INCOMPLETE = ".incomplete"
@@ -48,16 +48,12 @@ def building(directory: Path) -> Iterator[Path]:
 
 def publish(unfinished: Path, finished: Path) -> None:
     """Rename a directory with a manifest to its final name once all of it is on disk; replaces an older export."""
-    mode = stat.S_IMODE((unfinished / "config.json").stat().st_mode)
-    for path in (*unfinished.rglob("*"), unfinished):
-        if path.suffix == ".safetensors":  # safetensors 0.8 writes files that only their owner reads
-            path.chmod(mode)
-        _flush(path)
+    flush(unfinished)
     replaced = unfinished.with_name(f"{unfinished.name}.replaced")
     if finished.exists():
         finished.rename(replaced)
     unfinished.rename(finished)
-    _flush(finished.parent)
+    sync(finished.parent)
 
 
 def is_current(directory: Path, digest: str) -> bool:
@@ -71,11 +67,3 @@ def is_current(directory: Path, digest: str) -> bool:
     if not directory.is_dir() or (any(directory.iterdir()) and not (directory / manifest.MANIFEST).exists()):
         raise InputError(f"{directory} exists and is no export (it has no {manifest.MANIFEST}); move it away")
     return not manifest.problems(directory) and manifest.read_manifest(directory).get("digest") == digest
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -145,8 +145,8 @@ def base_location(checkpoint: Path, allow_targets: Sequence[str] = ()) -> str:
         base = base_model(checkpoint, allow_targets=allow_targets)
         with tempfile.TemporaryDirectory(prefix=f".{written.name}.", dir=written.parent) as parent:
             unfinished = Path(parent) / "base"
-            module: object = base.module
-            module.save_pretrained(str(unfinished))  # type: ignore[attr-defined]
+            module: Any = base.module  # `save_pretrained` is what core asks of every model, see ModelSource
+            module.save_pretrained(str(unfinished))
             base.source.load_processor().save_pretrained(str(unfinished))
             mode = (unfinished / "config.json").stat().st_mode  # safetensors' files are readable by their owner alone
             for file in unfinished.glob("*.safetensors"):

@@ -61,12 +61,12 @@ def begin(run_directory: Path, step: int) -> Path:
 
 
 def flush(target: Path) -> None:
-    """Bring everything below a directory to disk, readable by whoever may read the run's directory."""
+    """Bring everything below a directory to disk, its files readable by whoever may read the directory around it."""
     mode = stat.S_IMODE(target.parent.stat().st_mode) & 0o444
     for path in (*target.rglob("*"), target):
         if path.is_file():  # safetensors writes files that only their owner may read
             path.chmod(path.stat().st_mode | mode)
-        _flush(path)
+        sync(path)
 
 
 def publish(unfinished: Path) -> Path:
@@ -80,7 +80,7 @@ def publish(unfinished: Path) -> Path:
     if finished.exists():  # a damaged one, or its run would have gone on from it
         finished.rename(replaced)
     unfinished.rename(finished)
-    _flush(finished.parent)
+    sync(finished.parent)
     shutil.rmtree(replaced, ignore_errors=True)
     return finished
 
@@ -257,7 +257,8 @@ def _refusal(error: BaseException) -> str | None:
     return str(error) if isinstance(error, OSError) or _REFUSED_RUST.search(str(error)) else None
 
 
-def _flush(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file's content, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -168,7 +168,7 @@ class Remote:
             yield
         except AutoModelError:
             raise
-        except Exception as error:
+        except Exception as error:  # botocore's, aiohttp's, gcsfs's, ... have no base of their own
             reason = " ".join(str(error).split()) or type(error).__name__
             raise kind(f"the object store of {self.url} refused: {reason}{more}") from error
 

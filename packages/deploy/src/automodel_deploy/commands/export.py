@@ -6,17 +6,13 @@ import click
 from automodel.cli.options import RecipeCommand, recipe_options
 from automodel.recipe import load_recipe
 
+from automodel_deploy.commands.options import checkpoint_option
 from automodel_deploy.served import EXPORT, checkpoint_at
 
 
 @click.command(cls=RecipeCommand)
 @recipe_options
-@click.option(
-    "--checkpoint",
-    metavar="PATH",
-    help="One checkpoint step_<n>, or a run's directory (its best or newest whole checkpoint is taken). The recipe's "
-    "own run without.",
-)
+@checkpoint_option
 def export(
     config: tuple[str, ...], allow_target: tuple[str, ...], overrides: tuple[str, ...], checkpoint: str | None
 ) -> None:
