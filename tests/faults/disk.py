@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import subprocess
+from contextlib import suppress
 
 SIZE = 96_000_000
 """Bytes: enough for all checkpoints that a run keeps, and one more."""
@@ -41,11 +42,12 @@ class Tmpfs(Disk):
 
     def fill(self, process, room):
         status = os.statvfs(self.directory)
-        with self._filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(1, status.f_bavail * status.f_frsize - room))
+        if (more := status.f_bavail * status.f_frsize - room) > 0:
+            with suppress(OSError), self._filler.open("ab") as file:  # the run may have taken it meanwhile
+                os.posix_fallocate(file.fileno(), file.tell(), more)
 
     def make_room(self):
-        self._filler.unlink()
+        self._filler.unlink(missing_ok=True)
 
     @property
     def _filler(self):
@@ -58,7 +60,8 @@ class FileLimit(Disk):
     how = "not full: a limit on the size of files (RLIMIT_FSIZE) stood in, mounting a small one not being allowed"
 
     def fill(self, process, room):
-        resource.prlimit(process, resource.RLIMIT_FSIZE, (room, room))
+        with suppress(ProcessLookupError):
+            resource.prlimit(process, resource.RLIMIT_FSIZE, (room, room))
 
     def make_room(self):
         """The limit went with its process."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from automodel.checkpoint import directory, manifest
 from faults.processes import command_line, parent
-from faults.recipe import STEPS_PER_SAVE
+from faults.recipe import STEPS, STEPS_PER_SAVE
 from faults.trial import Trial
 from support import workers
 
@@ -55,12 +55,16 @@ def killed_while_saving(trial):
 
 
 def disk_full(trial):
-    """No room at all, or some, so that it ends in a small file, in a large one or between two."""
+    """No room at all, or some, so that it ends in a small file, in a large one or between two.
+
+    It stays full: a checkpoint that is pruned would make room for the next. The last save is still to come.
+    """
     room = trial.moments.choice([0, trial.moments.randrange(64_000), trial.moments.randrange(8_000_000)])
     is_started_while_full = trial.disk.can_stay_full and trial.moments.random() < 0.3
-    with trial.paused(trial.some_moment()):
+    moment = trial.some_moment()
+    with trial.paused(lambda: moment() and trial.last_step() < STEPS):
         trial.disk.fill(trial.command.pid, room)
-    trial.end()
+    trial.end(meanwhile=lambda: trial.disk.fill(trial.command.pid, room))
     if is_started_while_full and trial.endings[-1].exit_code:
         trial.start()
         trial.end()

@@ -51,10 +51,10 @@ class Trial:
 
         self.command.until(heard)
 
-    def end(self):
-        """Wait for the command to end by itself, and look what it has left."""
+    def end(self, meanwhile=lambda: None):
+        """Wait for the command to end by itself, doing something `meanwhile`, and look what it has left."""
         try:
-            self.until(lambda: False)
+            self.until(lambda: bool(meanwhile()))
         except EndedError:
             self.take(self.command.ending())
 
