@@ -48,6 +48,14 @@ def dataset_providers() -> Iterable[Provider]:
 
 
 @hookspec
+def packing_providers() -> Iterable[Provider]:
+    """Return providers whose call with a map-style data set gives one whose samples are several of it end to end.
+
+    These have `position_ids` as well, which begin with 0 in each document.
+    """
+
+
+@hookspec
 def collate_providers() -> Iterable[Provider]:
     """Return providers whose call gives an `automodel.interfaces.Collate`."""
 

@@ -74,6 +74,19 @@ class ModelSource(Protocol):
 
 
 @runtime_checkable
+class PaddingFree(Protocol):
+    """A model source whose models can read documents that lie end to end, as `training.padding_free` asks for."""
+
+    def takes_documents(self, module: nn.Module) -> bool:
+        """Whether this module, as loaded and adapted, does so.
+
+        Its forward is then given one row `input_ids` (1, T), `position_ids` that begin with 0 in each document, and
+        `cu_seq_lens_q`, `cu_seq_lens_k` (int32, the first position of each document, and T), `max_length_q` and
+        `max_length_k` (the longest document), as transformers' flash attention takes them.
+        """
+
+
+@runtime_checkable
 class CollatingDataset(Protocol):
     """A data set whose samples are no plain `input_ids` and `labels`: it says how they become a micro-batch."""
 

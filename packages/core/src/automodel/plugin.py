@@ -7,6 +7,7 @@ KINDS = (
     Kind("model", sections=("model",)),
     Kind("peft", sections=("peft",)),
     Kind("dataset", sections=("dataset", "validation_dataset"), injected=("processor", "seed")),
+    Kind("packing", sections=("packed_sequence",), default="best-fit", injected=("dataset", "seed")),
     Kind("collate", injected=("processor",)),
     Kind(
         "dataloader",
@@ -32,6 +33,14 @@ KINDS = (
 def kinds() -> tuple[Kind, ...]:
     """The kinds of provider that core knows."""
     return KINDS
+
+
+@hookimpl
+def packing_providers() -> tuple[Provider, ...]:
+    """Ways to lay several samples into one sequence."""
+    return (
+        Provider("best-fit", "automodel.training.packing:best_fit", summary="sequences filled by best-fit decreasing"),
+    )
 
 
 @hookimpl

@@ -8,7 +8,8 @@ from automodel.parallel.ddp import DataParallel
 from automodel.training.collate import pad
 from automodel.training.loss import cross_entropy
 from automodel.training.options import TrainingOptions
-from automodel.training.step import label_logits, train_step
+from automodel.training.label_tokens import forward_inputs, label_logits
+from automodel.training.step import train_step
 from tiny import AllLogitsLM, TinyLM, rows
 from torch.nn import functional as F
 
@@ -64,8 +65,8 @@ def test_logits_are_the_same_whether_or_not_the_model_can_leave_some_out():
     module, whole = TinyLM(), AllLogitsLM()
     whole.load_state_dict(module.state_dict())
     batch = COLLATE(rows(5))
-    for ours, theirs in zip(label_logits(module, batch, ALONE), label_logits(whole, batch, ALONE), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    inputs = forward_inputs(batch, CPU, ALONE, padding_free=False)
+    torch.testing.assert_close(label_logits(module, inputs), label_logits(whole, inputs))
 
 
 def test_label_tokens_are_the_same_whether_they_are_picked_or_are_all_there_is():
@@ -74,8 +75,10 @@ def test_label_tokens_are_the_same_whether_they_are_picked_or_are_all_there_is()
     alike = COLLATE(rows(1) * 3)
     ragged = {name: tensor.clone() for name, tensor in alike.items()}
     ragged["labels"][0, -1] = -100  # one label less, so that they must be picked
-    logits_NV, labels_N, rows_N = label_logits(module, alike, ALONE)
-    fewer_NV, fewer_N, fewer_rows_N = label_logits(module, ragged, ALONE)
+    (logits_NV, labels_N, rows_N), (fewer_NV, fewer_N, fewer_rows_N) = (
+        (label_logits(module, inputs), inputs.picked(inputs.targets_BK), inputs.picked(inputs.rows_BK))
+        for inputs in (forward_inputs(batch, CPU, ALONE, padding_free=False) for batch in (alike, ragged))
+    )
     kept = torch.ones(len(labels_N), dtype=torch.bool)
     kept[len(labels_N) // 3 - 1] = False
     torch.testing.assert_close(logits_NV[kept], fewer_NV)

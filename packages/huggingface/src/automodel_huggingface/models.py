@@ -53,6 +53,12 @@ class _Model:
     def prepare(self, module: Any) -> None:
         """Change a model that was just made, in place; by default nothing is changed."""
 
+    def takes_documents(self, module: torch.nn.Module) -> bool:
+        """Whether a model that this has made reads documents that lie end to end: `automodel.interfaces.PaddingFree`."""
+        from automodel_huggingface.attention import takes_documents
+
+        return takes_documents(module)
+
     def _ready(self, module: Any, device: torch.device) -> torch.nn.Module:
         if str(module.dtype) == "torch.float16":  # also where the checkpoint's own data type was taken
             notice(
@@ -61,6 +67,10 @@ class _Model:
             )
         save_where_called(module)
         self.prepare(module)
+        if module.config._attn_implementation == "sdpa":
+            from automodel_huggingface.attention import attend_within_documents  # imports torch
+
+            attend_within_documents(module)
         if self.use_liger_kernel:
             apply_liger(module, device)
         return module if module.device.type == "meta" else module.to(device)

@@ -59,6 +59,11 @@ class EncodedDataset:
         self._open(np.load(directory / "offsets.npy"))
 
     @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sample."""
+        return np.diff(self._offsets)
+
+    @property
     def num_label_tokens(self) -> int:
         """Tokens that carry loss."""
         return int(np.count_nonzero(self._loss))

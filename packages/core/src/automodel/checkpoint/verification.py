@@ -23,7 +23,7 @@ from automodel.interfaces import Batch
 from automodel.notices import notice
 from automodel.parallel.groups import by_first, gathered
 from automodel.training.rng import restore_rng, rng_tensors
-from automodel.training.step import label_logits
+from automodel.training.label_tokens import forward_inputs, label_logits
 
 if TYPE_CHECKING:
     from automodel.training.parts import Parts
@@ -173,10 +173,10 @@ def _difference_of_logits(found: Tensor, expected: Tensor) -> list[str]:
 def _logits(forward: nn.Module, batch: Batch, parts: Parts) -> Tensor:
     was_training = forward.training
     forward.eval()
-    on_device = {name: tensor.to(parts.device) for name, tensor in batch.items()}
+    inputs = forward_inputs(batch, parts.device, parts.parallelism, bool(parts.options.padding_free))
     try:
         with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.options.mixed_precision == "bf16"):
-            logits_NV, _, _ = label_logits(forward, on_device, parts.parallelism)
+            logits_NV = label_logits(forward, inputs)
     finally:
         forward.train(was_training)
     return logits_NV.float().cpu()

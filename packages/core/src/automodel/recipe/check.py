@@ -21,7 +21,7 @@ from automodel.suggest import did_you_mean
 
 TARGET = "_target_"
 SECTIONS_OF_PLUGINS = (
-    "wandb", "mlflow", "tensorboard", "packed_sequence", "checkpoint_management.export_config", "deployment",
+    "wandb", "mlflow", "tensorboard", "checkpoint_management.export_config", "deployment",
     "model_registry",
 )  # fmt: skip
 """Sections that recipes of this project have and that core does not fill: a typo in one of them gets its suggestion."""

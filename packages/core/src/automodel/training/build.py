@@ -16,13 +16,15 @@ from torch import nn
 from automodel.checkpoint.checkpointer import Checkpointer
 from automodel.checkpoint.state import fingerprint
 from automodel.errors import InputError
-from automodel.interfaces import Loader, ModelSource, Parallelism, Peft, Run
+from automodel.interfaces import Loader, ModelSource, PaddingFree, Parallelism, Peft, Run
+from automodel.notices import notice
 from automodel.parallel.groups import group_rank, group_size
 from automodel.parallel.process_group import is_first, local_rank
 from automodel.parallel.weights import give_memory, parameter_slots
 from automodel.recipe import Recipe, Target
 from automodel.suggest import did_you_mean
 from automodel.training.activation_checkpointing import checkpoint_activations
+from automodel.training.compilation import compile_layers
 from automodel.training.options import TrainingOptions
 from automodel.training.parts import Parts
 from automodel.training.rng import Seeds
@@ -78,6 +80,8 @@ def build_data(recipe: Recipe, device: torch.device) -> Data:
     share = {"rank": group_rank(parallelism.dp_group), "world_size": group_size(parallelism.dp_group)}
     given = {"processor": processor, "seed": seeds.seed, **share}
     dataset = build(recipe, "dataset", **given)
+    if recipe.has("packed_sequence"):
+        dataset = build(recipe, "packed_sequence", dataset=dataset, **given)
     loader_target = recipe.target("dataloader")
     assert loader_target is not None  # the kind has a default
     loader_target = _with_local_batch_size(recipe, loader_target, scheduler)
@@ -119,6 +123,7 @@ def build_parts(
     if not trainable:
         raise InputError("no parameter of the model is trainable; check the sections model and peft")
     # DTensors count as the whole parameters that they are parts of
+    options = dataclasses.replace(options, padding_free=_is_padding_free(options, data, module))
     run.num_parameters = sum(parameter.numel() for parameter in module.parameters())
     run.num_trainable_parameters = sum(parameter.numel() for parameter in trainable)
     manager.hook.model_built(module=module, run=run)
@@ -162,6 +167,20 @@ def _check_metric(checkpointer: Checkpointer, data: Data) -> None:
         raise InputError(f"metric_for_best_model: {metric} needs a section validation_dataset")
 
 
+def _is_padding_free(options: TrainingOptions, data: Data, module: nn.Module) -> bool:
+    """Whether rows are laid end to end; says why not if the recipe asks for it."""
+    if options.padding_free is False:
+        return False
+    reason = None
+    if data.parallelism.cp_group is not None:
+        reason = "context parallelism shares out the positions of padded rows"
+    elif not (isinstance(data.source, PaddingFree) and data.source.takes_documents(module)):
+        reason = f"{data.source.name} has no attention for it"
+    if reason is not None and options.padding_free:
+        notice(f"training.padding_free: true is not usable here ({reason}); padding is computed with")
+    return reason is None
+
+
 def _load_model(
     recipe: Recipe,
     data: Data,
@@ -190,6 +209,11 @@ def _load_model(
             checkpoint_activations(module, "full")
         except InputError as error:
             raise InputError(f"{recipe.where('training', 'activation_checkpointing')}: {error}") from error
+    if options.compile:
+        try:
+            compile_layers(module)
+        except InputError as error:
+            raise InputError(f"{recipe.where('training', 'compile')}: {error}") from error
     forward = data.parallelism.parallelize(module)
     if in_parts:
         give_memory(module, data.parallelism.parameter_device)

@@ -40,4 +40,8 @@ def _padded(samples: Sequence[Sample], pad_token_id: int, multiple: int) -> Batc
         labels[row, :length] = sample["labels"]
         attention_mask[row, :length] = 1
     arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    if "position_ids" in samples[0]:  # of packs
+        arrays["position_ids"] = position_ids = np.zeros_like(input_ids)
+        for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+            position_ids[row, :length] = sample["position_ids"]
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

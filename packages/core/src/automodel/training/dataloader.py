@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,6 +16,9 @@ from automodel.interfaces import Batch, Collate, CollatingDataset
 from automodel.notices import notice
 from automodel.training.collate import pad
 from automodel.training.data_workers import end_with_parent, loss_told, without_main, worker_context
+from automodel.training.packing import sample_lengths
+
+_SAMPLES_GROUPED = 1024  # few enough that the order stays random, and independent of batch size and processes
 
 
 class DataLoader:
@@ -34,6 +37,8 @@ class DataLoader:
         collate_fn: makes a micro-batch of samples; null is the data set's own, or pads text (`pad`).
         num_workers: processes that load samples; 0 loads in the training process.
         pin_memory: copy micro-batches through pinned memory, for accelerators.
+        group_by_length: let samples of similar length follow each other: within each 1,024 of the shuffled ones the
+            longest come first. For models that cannot do without padding (`training.padding_free`).
         drop_last: leave out the last micro-batches of an epoch that do not fill one for every process.
         prefetch_factor: micro-batches each worker keeps ready.
         persistent_workers: keep workers from one epoch to the next.
@@ -50,6 +55,7 @@ class DataLoader:
         shuffle: bool | None = None,
         sampler: Literal["distributed", "random", "sequential"] | None = None,
         collate_fn: Collate | None = None,
+        group_by_length: bool = False,
         num_workers: int = 0,
         pin_memory: bool = False,
         drop_last: bool = False,
@@ -79,6 +85,8 @@ class DataLoader:
             pin_memory = False
         if self._iterable and (shuffle or sampler == "random"):
             raise InputError("an iterable data set comes in its own order: leave shuffle and sampler out")
+        if group_by_length and (self._iterable or shuffle is False or sampler == "sequential"):
+            raise InputError("group_by_length is for a map-style data set that is shuffled")
         if not self._iterable and not len(dataset):
             raise InputError("the data set is empty")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -110,7 +118,8 @@ class DataLoader:
             return
         if shuffle is None:
             shuffle = sampler != "sequential"
-        self._batches = MicroBatchSampler(len(dataset), batch_size, shuffle, drop_last, seed, rank, world_size)
+        lengths = sample_lengths(dataset) if group_by_length else None
+        self._batches = MicroBatchSampler(len(dataset), batch_size, shuffle, drop_last, seed, rank, world_size, lengths)
         self._loader = TorchDataLoader(dataset, batch_sampler=self._batches, **options)
 
     @property
@@ -173,7 +182,10 @@ class DataLoader:
 
 
 class MicroBatchSampler:
-    """Lists of sample indices. Each epoch has one order, dealt out to the ranks in turns of `batch_size`."""
+    """Lists of sample indices. Each epoch has one order, dealt out to the ranks in turns of `batch_size`.
+
+    With the `lengths` of all samples those of similar length follow each other.
+    """
 
     def __init__(
         self,
@@ -184,7 +196,9 @@ class MicroBatchSampler:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        lengths: Sequence[int] | None = None,
     ) -> None:
+        self.lengths = lengths
         self.num_samples, self.batch_size, self.shuffle, self.drop_last = num_samples, batch_size, shuffle, drop_last
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
@@ -203,7 +217,11 @@ class MicroBatchSampler:
         if not self.shuffle:
             return list(range(self.num_samples))
         generator = torch.Generator().manual_seed((self.seed << 24) + self.epoch)
-        return torch.randperm(self.num_samples, generator=generator).tolist()
+        shuffled = torch.randperm(self.num_samples, generator=generator).tolist()
+        if (lengths := self.lengths) is None:
+            return shuffled
+        groups = (shuffled[start : start + _SAMPLES_GROUPED] for start in range(0, len(shuffled), _SAMPLES_GROUPED))
+        return [index for group in groups for index in sorted(group, key=lambda index: -lengths[index])]
 
     def num_micro_batches(self) -> int:
         """Micro-batches of a whole epoch on the first rank, which has as many as any."""

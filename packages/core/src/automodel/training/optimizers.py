@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw as adamw_update
+
+_CHUNK = 2**18
+"""Parameters that are updated at a time: what is made of them stays in a processor's cache."""
 
 
 def adamw(
@@ -15,7 +21,8 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
     fused: bool = True,
-) -> torch.optim.AdamW:
+    stochastic_rounding: bool = True,
+) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), by torch's fused kernel.
 
     Args:
@@ -25,5 +32,92 @@ def adamw(
         eps: added to the denominator.
         weight_decay: decoupled weight decay, applied to every trainable parameter.
         fused: one kernel for the whole update; false is torch's loop over tensors.
+        stochastic_rounding: of parameters in bfloat16, whose updates are mostly smaller than half their last digit: they
+            are computed in float32, moments as well, and rounded up or down at random, so that they count on average
+            (Zamirai et al. 2020, arXiv:2010.06192). false loses them.
     """
+    params = list(params)
+    if stochastic_rounding and any(parameter.dtype == torch.bfloat16 for parameter in params):
+        return RoundingAdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
     return torch.optim.AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
+
+
+class RoundingAdamW(torch.optim.Optimizer):
+    """AdamW that computes in float32 and rounds bfloat16 parameters at random.
+
+    What is drawn depends on the step and the parameter's place among the others alone: processes that hold the same
+    parameters keep them equal, and a resumed run goes on exactly.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], **defaults: Any) -> None:
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update all parameters that have a gradient."""
+        if closure is not None:
+            raise ValueError("no closure is called here")
+        place = 0
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                place += 1
+                if parameter.grad is not None:
+                    self._update(parameter, group, place)
+        return None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state of `state_dict()`; moments stay in float32, which torch would make the parameters' type."""
+        super().load_state_dict(state_dict)
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for name in ("exp_avg", "exp_avg_sq"):
+                if number in state_dict["state"]:
+                    self.state[parameter][name] = state_dict["state"][number][name].to(parameter.device)
+
+    def _update(self, parameter: nn.Parameter, group: dict[str, Any], place: int) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.preserve_format)
+        number = int(state["step"])
+        tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+        flat = [_local(tensor).view(-1).split(_CHUNK) for tensor in tensors]
+        noise = torch.Generator(flat[0][0].device).manual_seed(number << 20 | place) if flat[0] else None
+        for values, grad, exp_avg, exp_avg_sq in zip(*flat, strict=True):
+            exact = values.float()
+            step = torch.full((), number, dtype=torch.float32, device=values.device if group["fused"] else None)
+            adamw_update(
+                [exact],
+                [grad.float()],
+                [exp_avg],
+                [exp_avg_sq],
+                [],
+                [step],
+                foreach=False,
+                fused=group["fused"],
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+            values.copy_(exact if values.dtype == torch.float32 else stochastically_rounded(exact, noise))
+        state["step"] += 1
+
+
+def stochastically_rounded(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Finite float32 values as bfloat16: one of the two neighbours, the nearer one more often, right on average."""
+    # eight bytes at a time: drawing is most of the work
+    words = torch.empty(values.numel() // 4 + 1, dtype=torch.int64, device=values.device)
+    words.random_(-(2**63), None, generator=generator)
+    noise = words.view(torch.int16)[: values.numel()].view(values.shape).to(torch.int32).bitwise_and_(0xFFFF)
+    return (values.view(torch.int32) + noise).bitwise_and_(-0x10000).view(torch.float32).to(torch.bfloat16)
+
+
+def _local(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -16,8 +16,12 @@ class TrainingOptions:
         max_grad_norm: clip the gradient's L2 norm over all trainable parameters to this; null does not clip.
         mixed_precision: `bf16` runs the forward pass under autocast while parameters keep the model's dtype; null
             computes in the model's dtype.
+        padding_free: lay the rows of a micro-batch end to end instead of computing with their padding: the same losses
+            for less time and memory. null does so where the model can, false never.
         activation_checkpointing: compute the activations of each decoder layer again in the backward pass instead of
             keeping them: less memory, about a third more time.
+        compile: make each decoder layer's own code by torch.compile. It takes a minute or more before the first step (on
+            a processor, with a C++ compiler), so it is for long runs.
         on_nonfinite: what a NaN or infinite loss or gradient does. `skip` leaves that step's update out and counts it;
             `stop` ends the run.
         max_nonfinite_steps: consecutive skipped steps after which the run ends all the same.
@@ -26,7 +30,9 @@ class TrainingOptions:
 
     max_grad_norm: float | None = 1.0
     mixed_precision: Literal["bf16"] | None = None
+    padding_free: bool | None = None
     activation_checkpointing: bool = False
+    compile: bool = False
     on_nonfinite: Literal["skip", "stop"] = "skip"
     max_nonfinite_steps: int = 10
     device: str = "auto"

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from automodel.errors import InputError, RunError
 from automodel.interfaces import Batch, Loss, Parallelism
 from automodel.parallel.gradients import clip_grad_norm
 from automodel.parallel.groups import group_size, summed
 from automodel.training.collate import IGNORED_LABEL
+from automodel.training.label_tokens import forward_inputs, label_loss
 from automodel.training.options import TrainingOptions
 
 
@@ -61,11 +59,10 @@ def train_step(
     losses = []
     num_averaged = group_size(dp_group) * group_size(cp_group)  # gradients are averaged, and their sum is wanted
     for number, batch in enumerate(micro_batches, start=1):
-        on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        inputs = forward_inputs(batch, device, parallelism, bool(options.padding_free))
         with parallelism.micro_batch(is_last=number == len(micro_batches)):
             with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16"):
-                logits_NV, targets_N, _ = label_logits(module, on_device, parallelism)
-                loss = loss_fn(logits_NV, targets_N)
+                loss = label_loss(module, inputs, loss_fn).loss_sum
             (loss * (num_averaged / num_label_tokens)).backward()
         losses.append(loss.detach())  # reading it here would make an accelerator wait for each micro-batch
     own_loss_sum = torch.tensor(sum(loss.item() for loss in losses), dtype=torch.float64)
@@ -82,34 +79,3 @@ def train_step(
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return StepResult(loss_sum / num_label_tokens, norm, num_label_tokens, num_tokens, updated=finite)
-
-
-def label_logits(module: nn.Module, batch: Batch, parallelism: Parallelism) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the N label tokens of a micro-batch on this process: their logits (N, V), labels (N) and rows (N).
-
-    Where the model can, only the columns that some row has a label in are multiplied with the output matrix, which
-    is most of a small model's work and memory.
-    """
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    targets_BL = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)
-    inputs, targets_BL = parallelism.local_part(inputs, targets_BL)
-    if takes_logits_to_keep(module):
-        columns_K = (targets_BL != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
-        targets_BL = targets_BL[:, columns_K]
-        inputs["logits_to_keep"] = columns_K
-    logits_BLV = module(**inputs, use_cache=False).logits
-    labelled_BL = targets_BL != IGNORED_LABEL
-    if bool(labelled_BL.all()):  # as always with one row: picking would copy the largest tensor of the step, twice
-        rows_N = torch.arange(len(targets_BL), device=targets_BL.device).repeat_interleave(targets_BL.shape[1])
-        return logits_BLV.flatten(0, 1), targets_BL.flatten(), rows_N
-    return logits_BLV[labelled_BL], targets_BL[labelled_BL], labelled_BL.nonzero()[:, 0]
-
-
-def takes_logits_to_keep(module: nn.Module) -> bool:
-    """Whether the model computes only the logits it is asked for, as transformers' causal language models do."""
-    model: Any = module
-    if hasattr(model, "module"):  # what a parallelism wraps a model in has it so and passes every argument on
-        model = model.module
-    if hasattr(model, "get_base_model"):  # peft wraps the model and passes every argument on
-        model = model.get_base_model()
-    return "logits_to_keep" in inspect.signature(model.forward).parameters

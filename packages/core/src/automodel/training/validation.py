@@ -8,8 +8,8 @@ from torch import nn
 from automodel.errors import InputError
 from automodel.interfaces import Loader, Loss, Parallelism
 from automodel.parallel.groups import summed
+from automodel.training.label_tokens import forward_inputs, label_loss
 from automodel.training.options import TrainingOptions
-from automodel.training.step import label_logits
 from automodel.training.step_scheduler import turns
 
 METRICS = ("val_loss", "val_token_accuracy", "val_exact_match")
@@ -40,15 +40,13 @@ def validate(
     sums = torch.zeros(5, dtype=torch.float64)  # loss, label tokens, right ones, rows with a label, right ones
     try:
         for [batch] in turns(loader.micro_batches(epoch=0, start=0), 1, dp_group):
-            on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+            inputs = forward_inputs(batch, device, parallelism, bool(options.padding_free))
             with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16"):
-                logits_NV, targets_N, row_N = label_logits(module, on_device, parallelism)
-                loss = loss_fn(logits_NV, targets_N)
-            right_N = logits_NV.argmax(dim=-1) == targets_N
+                found = label_loss(module, inputs, loss_fn, with_right=True)
             num_rows = len(batch["labels"])
-            counts = [torch.bincount(rows, minlength=num_rows) for rows in (row_N, row_N[right_N])]
+            counts = [torch.bincount(rows, minlength=num_rows) for rows in (found.rows_N, found.rows_N[found.right_N])]
             labels_B, right_B = summed(torch.stack(counts).cpu(), cp_group)
-            loss_sum = summed(loss.detach().cpu().double(), cp_group)
+            loss_sum = summed(found.loss_sum.detach().cpu().double(), cp_group)
             whole_B = (labels_B > 0) & (labels_B == right_B)
             numbers = (loss_sum, labels_B.sum(), right_B.sum(), (labels_B > 0).sum(), whole_B.sum())
             sums += torch.stack([number.double() for number in numbers])

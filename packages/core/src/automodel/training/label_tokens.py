@@ -1,0 +1,136 @@
+"""The forward pass as far as it matters for the loss: only positions that have a label reach the output layer."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from automodel.interfaces import Batch, Loss, Parallelism
+from automodel.training.collate import IGNORED_LABEL
+from automodel.training.documents import is_text, laid_end_to_end
+from automodel.training.output_layer import loss_in_output_layer
+
+
+@dataclass(frozen=True)
+class ForwardInputs:
+    """What a forward pass takes.
+
+    Args:
+        arguments: of the model, on its device.
+        columns_K: those of the L positions in which some row has a label.
+        targets_BK: the labels of these positions, shifted, and -100 where a row has none.
+        rows_BK: the row of the batch that each belongs to.
+        all_labelled: no label is -100, as always with one row.
+    """
+
+    arguments: dict[str, Any]
+    columns_K: Tensor
+    targets_BK: Tensor
+    rows_BK: Tensor
+    all_labelled: bool
+
+    def picked(self, values_BK: Tensor) -> Tensor:
+        """Of values (B, K, ...) those (N, ...) of the label tokens."""
+        if self.all_labelled:  # picking would copy what may be the largest tensor of the step
+            return values_BK.flatten(0, 1)
+        return values_BK[self.targets_BK != IGNORED_LABEL]
+
+
+@dataclass(frozen=True)
+class LabelTokens:
+    """Of the N label tokens of a micro-batch on this process: the sum of their losses, and rows (N).
+
+    Args:
+        right_N: whether the model's first choice is the label; None if that was not asked for.
+    """
+
+    loss_sum: Tensor
+    rows_N: Tensor
+    right_N: Tensor | None
+
+
+def forward_inputs(batch: Batch, device: torch.device, parallelism: Parallelism, padding_free: bool) -> ForwardInputs:
+    """This process's part of a micro-batch; its rows are laid end to end where the model is `padding_free`.
+
+    All that looks at values is done before they are on the device, which need not be waited for.
+    """
+    arguments: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    targets_BL = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)
+    arguments, targets_BL = parallelism.local_part(arguments, targets_BL)
+    rows_BL = torch.arange(len(targets_BL), device=targets_BL.device)[:, None].expand_as(targets_BL)
+    if padding_free and is_text(arguments):
+        arguments, targets_BL, rows_BL = laid_end_to_end(arguments, targets_BL, rows_BL)
+    elif "position_ids" in arguments:
+        # transformers keeps packed documents apart by their positions, but not when it is given a mask. The mask is of
+        # padding on the right, where causal attention does not look
+        arguments.pop("attention_mask", None)
+    columns_K = (targets_BL != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
+    targets_BK = targets_BL[:, columns_K]
+    return ForwardInputs(
+        {name: _on(device, value) for name, value in arguments.items()},
+        _on(device, columns_K),
+        _on(device, targets_BK),
+        _on(device, rows_BL[:, columns_K]),
+        all_labelled=bool((targets_BK != IGNORED_LABEL).all()),
+    )
+
+
+def label_loss(module: nn.Module, inputs: ForwardInputs, loss_fn: Loss, *, with_right: bool = False) -> LabelTokens:
+    """The loss of the label tokens of a micro-batch.
+
+    The output layer works on a part of them at a time, and its logits are gone before the next part's are made: all
+    logits together are by far the largest tensor of a step. That needs a model whose logits are what its output layer
+    returns; the others (some scale or cap them) and tensor parallelism, which has the layer in parts, make them all.
+
+    Args:
+        module: what is called in the forward pass.
+        inputs: of the micro-batch.
+        loss_fn: the sum of the loss over label tokens, so that the sums of parts can be added.
+        with_right: also compare the model's first choices with the labels.
+    """
+    targets_N, rows_N = inputs.picked(inputs.targets_BK), inputs.picked(inputs.rows_BK)
+
+    if takes_logits_to_keep(module):
+        forward = partial(_logits, module, inputs)
+        found = loss_in_output_layer(module, forward, inputs.picked, targets_N, loss_fn, with_right=with_right)
+        if found is not None:
+            return LabelTokens(found[0], rows_N, found[1])
+    logits_NV = label_logits(module, inputs)
+    right_N = logits_NV.argmax(dim=-1) == targets_N if with_right else None
+    return LabelTokens(loss_fn(logits_NV, targets_N), rows_N, right_N)
+
+
+def label_logits(module: nn.Module, inputs: ForwardInputs) -> Tensor:
+    """All logits (N, V) of the label tokens of a micro-batch."""
+    logits = _logits(module, inputs)
+    return inputs.picked(logits if takes_logits_to_keep(module) else logits[:, inputs.columns_K])
+
+
+def _logits(module: nn.Module, inputs: ForwardInputs) -> Tensor:
+    """Those of the columns with labels, or of all where the model cannot leave any out."""
+    kept = {"logits_to_keep": inputs.columns_K} if takes_logits_to_keep(module) else {}
+    logits: Tensor = module(**inputs.arguments, **kept, use_cache=False).logits
+    return logits
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def takes_logits_to_keep(module: nn.Module) -> bool:
+    """Whether the model computes only the logits it is asked for, as transformers' causal language models do."""
+    return "logits_to_keep" in inspect.signature(unwrapped(module).forward).parameters
+
+
+def unwrapped(module: nn.Module) -> Any:
+    """The model itself, without what a parallelism and peft have wrapped it in; both pass every argument on."""
+    model: Any = module
+    if hasattr(model, "module"):
+        model = model.module
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,71 @@
+"""AdamW of parameters in bfloat16."""
+
+import copy
+
+import pytest
+import torch
+from automodel.training.optimizers import RoundingAdamW, adamw, stochastically_rounded
+from torch import nn
+
+SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
+
+
+def test_rounding_takes_a_neighbour_and_is_right_on_average():
+    values = torch.tensor([1.0 + 2**-10, -3.0 - 2**-9, 1.0, 0.0, -1e-30]).repeat_interleave(40_000)
+    rounded = stochastically_rounded(values, torch.Generator().manual_seed(0)).float().view(5, -1)
+    assert set(rounded[0].tolist()) == {1.0, 1.0 + 2**-7}
+    torch.testing.assert_close(rounded.mean(dim=1), values.view(5, -1)[:, 0], rtol=2e-4, atol=0)
+
+
+def test_float32_parameters_are_torchs_own():
+    assert type(adamw([nn.Parameter(torch.ones(3))])) is torch.optim.AdamW
+    assert type(adamw([nn.Parameter(torch.ones(3).bfloat16())], stochastic_rounding=False)) is torch.optim.AdamW
+
+
+def test_float32_parameters_beside_bfloat16_ones_are_updated_as_torch_does():
+    torch.manual_seed(0)
+    start = torch.randn(300_000)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    one = RoundingAdamW([ours], **SETTINGS, fused=True)
+    other = torch.optim.AdamW([theirs], **SETTINGS, fused=True)
+    for _ in range(3):
+        ours.grad = torch.randn(300_000)
+        theirs.grad = ours.grad.clone()
+        one.step()
+        other.step()
+    assert torch.equal(ours, theirs)
+
+
+def test_small_updates_count_on_average():
+    start = torch.full((50_000,), 3.0)
+    exact, rounded, plain = (nn.Parameter(start.to(dtype)) for dtype in (torch.float32, torch.bfloat16, torch.bfloat16))
+    optimizers = [
+        adamw([exact], lr=1e-4, weight_decay=0.0),
+        adamw([rounded], lr=1e-4, weight_decay=0.0),
+        adamw([plain], lr=1e-4, weight_decay=0.0, stochastic_rounding=False),
+    ]
+    for _ in range(20):
+        for optimizer, parameter in zip(optimizers, (exact, rounded, plain), strict=True):
+            parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+    moved = [3.0 - parameter.float().mean().item() for parameter in (exact, rounded, plain)]
+    assert moved[1] == pytest.approx(moved[0], rel=0.05)
+    assert moved[2] == 0
+
+
+def test_replicas_stay_equal_and_a_resumed_one_goes_on_exactly():
+    torch.manual_seed(0)
+    start = torch.randn(1000).bfloat16()
+    parameters = [nn.Parameter(start.clone()) for _ in range(2)]
+    optimizers = [adamw([parameter], lr=1e-2) for parameter in parameters]
+    grads = [torch.randn(1000).bfloat16() for _ in range(6)]
+    for number, grad in enumerate(grads):
+        if number == 3:  # as after a restart
+            state = copy.deepcopy(optimizers[1].state_dict())
+            optimizers[1] = adamw([parameters[1]], lr=1e-2)
+            optimizers[1].load_state_dict(state)
+        for optimizer, parameter in zip(optimizers, parameters, strict=True):
+            torch.rand(1)  # what else is drawn does not matter
+            parameter.grad = grad.clone()
+            optimizer.step()
+    assert torch.equal(*parameters)

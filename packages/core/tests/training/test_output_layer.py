@@ -1,0 +1,92 @@
+"""The loss that is computed within the output layer, part by part, is the loss of all logits."""
+
+import copy
+
+import pytest
+import torch
+from automodel.parallel.ddp import DataParallel
+from automodel.training import output_layer
+from automodel.training.collate import pad
+from automodel.training.label_tokens import forward_inputs, label_logits, label_loss
+from automodel.training.loss import cross_entropy
+from tiny import TinyLM, rows
+from types import SimpleNamespace
+
+CPU = torch.device("cpu")
+COLLATE = pad(SimpleNamespace(pad_token_id=0))
+INPUTS = forward_inputs(COLLATE(rows(6)), CPU, DataParallel(CPU), padding_free=False)
+
+
+class WithLayer(TinyLM):
+    """A model that says which its output layer is, as transformers' do."""
+
+    scale = None
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def forward(self, **inputs):
+        out = super().forward(**inputs)
+        if self.scale is not None:
+            out.logits = out.logits / self.scale
+        return out
+
+    forward.__signature__ = __import__("inspect").signature(TinyLM.forward)
+
+
+@pytest.fixture(params=["trained", "frozen"])
+def model(request, monkeypatch):
+    monkeypatch.setitem(output_layer._NUM_TOKENS, "cpu", 5)
+    torch.manual_seed(0)
+    made = WithLayer(dropout=0.5)
+    made.head.requires_grad_(request.param == "trained")
+    return made
+
+
+def by_all_logits(module, loss_fn):
+    logits_NV = label_logits(module, INPUTS)
+    targets_N = INPUTS.picked(INPUTS.targets_BK)
+    return loss_fn(logits_NV, targets_N), logits_NV.argmax(dim=-1) == targets_N
+
+
+@pytest.mark.parametrize("loss_fn", [cross_entropy(), cross_entropy(label_smoothing=0.1)])
+@pytest.mark.parametrize("scale", [None, 3.0])
+def test_loss_and_gradients_are_those_of_all_logits(model, loss_fn, scale):
+    model.scale = scale
+    plain = copy.deepcopy(model)
+    for _ in range(2):  # the first time it is found out whether the model's logits are its output layer's
+        torch.manual_seed(1)
+        found = label_loss(model, INPUTS, loss_fn, with_right=True)
+        (found.loss_sum / 7).backward()
+        torch.manual_seed(1)
+        loss, right_N = by_all_logits(plain, loss_fn)
+        (loss / 7).backward()
+        torch.testing.assert_close(found.loss_sum, loss)
+        assert torch.equal(found.right_N, right_N)
+        for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad)
+    assert output_layer._hands_on[model.head] == (scale is None)
+
+
+def test_only_a_part_of_the_logits_exists_at_a_time(model):
+    sizes = []
+    own = model.head.forward
+    model.head.forward = lambda hidden: sizes.append(len(hidden)) or own(hidden)
+    label_loss(model, INPUTS, cross_entropy())
+    assert max(sizes) == 5
+    assert sum(sizes) == len(INPUTS.picked(INPUTS.targets_BK))
+
+
+def test_the_output_layer_is_left_as_it_was(model):
+    label_loss(model, INPUTS, cross_entropy())
+    assert "forward" not in vars(model.head)
+
+
+def test_a_batch_without_labels_costs_nothing_and_gives_every_parameter_a_gradient(model):
+    batch = COLLATE(rows(2))
+    batch["labels"][:] = -100
+    inputs = forward_inputs(batch, CPU, DataParallel(CPU), padding_free=False)
+    loss = label_loss(model, inputs, cross_entropy()).loss_sum
+    loss.backward()
+    assert loss.item() == 0
+    assert all((p.grad == 0).all() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,152 @@
+"""Attention within each of several documents that lie end to end, by PyTorch's own kernels on any device.
+
+transformers has this by flash-attn only; its sdpa makes a mask of all positions by all, and computes them all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from automodel import InputError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "sdpa_documents"
+_DOCUMENTS = "documents"
+_LONGEST_BY_HAND = 384
+"""Of a document on the CPU in bfloat16: the kernel's backward pass is slow in it (torch 2.15, benchmarks/attention.py)."""
+
+
+def attend_within_documents(module: Any) -> None:
+    """Let a transformers model with sdpa attention read documents that lie end to end, in place; or leave it as it is.
+
+    It then computes the attention of each on its own when its forward is given `cu_seq_lens_q`, and what it always does
+    otherwise. Models are left out whose layers mix positions by more than plain attention, with or without a window.
+    """
+    if not _is_plain(module):
+        return
+    AttentionInterface.register(NAME, document_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    module.set_attn_implementation(NAME)
+    decoder = getattr(module, module.base_model_prefix)
+    decoder.register_forward_pre_hook(_with_lengths, with_kwargs=True)
+
+
+def takes_documents(module: Any) -> bool:
+    """Whether a model reads documents that lie end to end and are told by `cu_seq_lens_q`."""
+    name = module.config._attn_implementation
+    return name == NAME or (name.startswith("flash_attention") and _is_plain(module))
+
+
+def document_attention(
+    module: nn.Module,
+    query_BHLD: Tensor,
+    key_BHLD: Tensor,
+    value_BHLD: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention, as transformers calls it; (B, L, H, D). With `documents` within each of them.
+
+    Raises:
+        InputError: the model asks for a kind of attention that is not known here.
+    """
+    bounds: _Documents | None = kwargs.pop(_DOCUMENTS, None)
+    if bounds is None:
+        return sdpa_attention_forward(
+            module, query_BHLD, key_BHLD, value_BHLD, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    if unknown := [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]:
+        raise InputError(f"attention within documents knows no {', '.join(unknown)}: set training.padding_free: false")
+    return _each(query_BHLD, key_BHLD, value_BHLD, bounds, scaling, dropout, sliding_window), None
+
+
+@dataclass(frozen=True, eq=False)
+class _Documents:
+    """Their lengths; an object, in which torch.compile does not look for numbers to compile for."""
+
+    lengths: list[int]
+
+
+@torch.compiler.disable
+def _each(
+    query_BHLD: Tensor,
+    key_BHLD: Tensor,
+    value_BHLD: Tensor,
+    documents: _Documents,
+    scale: float | None,
+    dropout: float,
+    window: int | None,
+) -> Tensor:
+    parts = zip(*(tensor.split(documents.lengths, dim=2) for tensor in (query_BHLD, key_BHLD, value_BHLD)), strict=True)
+    return torch.cat([_attention(*part, scale, dropout, window) for part in parts], dim=2).transpose(1, 2)
+
+
+def _attention(
+    query_BHLD: Tensor, key_BHLD: Tensor, value_BHLD: Tensor, scale: float | None, dropout: float, window: int | None
+) -> Tensor:
+    """Causal attention of one document (B, H, L, D); of each position to the `window` last ones, itself among them."""
+    length = query_BHLD.shape[2]
+    mask_LL = None
+    if window is not None and length > window:
+        mask_LL = torch.ones(length, length, dtype=torch.bool, device=query_BHLD.device).tril().triu(1 - window)
+    is_slow = query_BHLD.device.type == "cpu" and query_BHLD.dtype == torch.bfloat16
+    if is_slow and length <= _LONGEST_BY_HAND and not dropout:
+        return _by_hand(query_BHLD, key_BHLD, value_BHLD, scale, mask_LL)
+    return F.scaled_dot_product_attention(
+        query_BHLD,
+        key_BHLD,
+        value_BHLD,
+        attn_mask=mask_LL,
+        dropout_p=dropout,
+        scale=scale,
+        is_causal=mask_LL is None,
+        enable_gqa=query_BHLD.shape[1] != key_BHLD.shape[1],
+    )
+
+
+def _by_hand(
+    query_BHLD: Tensor, key_BHLD: Tensor, value_BHLD: Tensor, scale: float | None, mask_LL: Tensor | None
+) -> Tensor:
+    """The same by matrix products, in which the queries that share a key head are one matrix; softmax in float32."""
+    B, H, L, D = query_BHLD.shape
+    kv_heads = key_BHLD.shape[1]
+    scale = D**-0.5 if scale is None else scale
+    if mask_LL is None:
+        mask_LL = torch.ones(L, L, dtype=torch.bool, device=query_BHLD.device).tril()
+    query = (query_BHLD * scale).reshape(B, kv_heads, H // kv_heads * L, D)
+    scores = (query @ key_BHLD.transpose(2, 3)).view(B, kv_heads, H // kv_heads, L, L)
+    weights = scores.masked_fill(~mask_LL, float("-inf")).softmax(dim=-1, dtype=torch.float32).to(value_BHLD.dtype)
+    return (weights.view(B, kv_heads, -1, L) @ value_BHLD).view(B, H, L, -1)
+
+
+def _with_lengths(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Tell each layer the documents' lengths as numbers, read once, and keep masks from being made for them."""
+    if (bounds := kwargs.get("cu_seq_lens_q")) is None:
+        return None
+    # transformers takes a mask of four dimensions as ready made; nothing looks at this one
+    ready = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=bounds.device)
+    others = {name: value for name, value in kwargs.items() if not name.startswith(("cu_seq_lens_", "max_length_"))}
+    return args, {**others, _DOCUMENTS: _Documents(bounds.diff().tolist()), "attention_mask": ready}
+
+
+def _is_plain(module: Any) -> bool:
+    config = module.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return (
+        module._supports_attention_backend
+        and module._supports_sdpa
+        and module._supports_flash_attn  # which knows no masks either, only documents and windows
+        and kinds <= {"full_attention", "sliding_attention"}
+        and getattr(config, "is_causal", True)
+        and getattr(config, "attn_logit_softcapping", None) is None
+        and not any(isinstance(part, nn.Conv1d) for part in module.modules())
+    )

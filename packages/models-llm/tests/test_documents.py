@@ -1,0 +1,132 @@
+"""Documents that lie end to end give the losses and gradients of padded rows, and do not see each other."""
+
+import pytest
+import torch
+from automodel.parallel.ddp import DataParallel
+from automodel.training.collate import pad
+from automodel.training.label_tokens import forward_inputs, label_logits
+from automodel.training.packing import best_fit
+from automodel_huggingface.attention import takes_documents
+from automodel_models_llm.causal_lm import from_config
+
+CPU = torch.device("cpu")
+ALONE = DataParallel(CPU)
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
+MODELS = {
+    "llama": {},
+    "qwen3": {},
+    "mistral": {"sliding_window": 4},
+    "gemma3_text": {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "granite": {},
+}
+
+
+def model(model_type, smollm_tokenizer, dtype="float32", **settings):
+    source = from_config(
+        {"model_type": model_type, **SIZES, **settings}, tokenizer=smollm_tokenizer.name_or_path, torch_dtype=dtype
+    )
+    torch.manual_seed(0)
+    return source, source.load_module(CPU)
+
+
+def samples(*lengths):
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for length in lengths:
+        ids = torch.randint(5, 1000, (length,), generator=generator).tolist()
+        made.append({"input_ids": ids, "labels": [-100, -100, *ids[2:]]})
+    return made
+
+
+def gradients(module, batch, collate, padding_free):
+    module.zero_grad()
+    inputs = forward_inputs(collate(batch), CPU, ALONE, padding_free=padding_free)
+    logits_NV = label_logits(module, inputs)
+    loss = torch.nn.functional.cross_entropy(logits_NV, inputs.picked(inputs.targets_BK))
+    loss.backward()
+    return loss.detach(), {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_end_to_end_equals_padded(model_type, smollm_tokenizer):
+    source, module = model(model_type, smollm_tokenizer, **MODELS[model_type])
+    assert source.takes_documents(module)
+    collate = pad(smollm_tokenizer)
+    batch = samples(7, 3, 19, 12)
+    loss, grads = gradients(module, batch, collate, padding_free=False)
+    flat_loss, flat_grads = gradients(module, batch, collate, padding_free=True)
+    torch.testing.assert_close(flat_loss, loss, rtol=1e-6, atol=0)
+    for name, grad in grads.items():
+        torch.testing.assert_close(flat_grads[name], grad, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("padding_free", [True, False])
+def test_packs_equal_their_samples(attention, padding_free, smollm_tokenizer):
+    source = from_config(
+        {"model_type": "llama", **SIZES}, tokenizer=smollm_tokenizer.name_or_path, attn_implementation=attention
+    )
+    torch.manual_seed(0)
+    module = source.load_module(CPU)
+    padding_free &= source.takes_documents(module)
+    rows = samples(7, 3, 19, 12, 5, 9)
+    packed = best_fit(rows, 30)
+    assert len(packed) == 2
+    collate = pad(smollm_tokenizer)
+    loss, grads = gradients(module, rows, collate, padding_free=False)
+    packed_loss, packed_grads = gradients(module, [packed[0], packed[1]], collate, padding_free)
+    torch.testing.assert_close(packed_loss, loss, rtol=1e-6, atol=0)
+    for name, grad in grads.items():
+        torch.testing.assert_close(packed_grads[name], grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_document_does_not_see_another(smollm_tokenizer):
+    _, module = model("llama", smollm_tokenizer)
+    one, other, last = samples(6, 8, 10)
+    collate = pad(smollm_tokenizer)
+
+    def logits_of_last(first):
+        inputs = forward_inputs(collate([first, last]), CPU, ALONE, padding_free=True)
+        return label_logits(module, inputs)[-7:]
+
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of_last(one), logits_of_last(other), rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_by_hand_is_as_near_to_float32_as_the_kernel(smollm_tokenizer):
+    _, exact = model("llama", smollm_tokenizer)
+    _, rough = model("llama", smollm_tokenizer, dtype="bfloat16")
+    rough.load_state_dict(exact.state_dict())
+    collate = pad(smollm_tokenizer)
+    batch = samples(40, 90, 7)
+    _, wanted = gradients(exact, batch, collate, padding_free=True)
+    errors = []
+    for padding_free in (True, False):
+        _, grads = gradients(rough, batch, collate, padding_free)
+        errors.append(sum(float((grads[name].float() - grad).norm()) for name, grad in wanted.items()))
+    assert errors[0] < 1.2 * errors[1]
+
+
+def test_a_model_that_mixes_positions_otherwise_is_left_as_it_is(smollm_tokenizer):
+    source, module = model("lfm2", smollm_tokenizer, layer_types=["conv", "full_attention", "conv"])
+    assert not source.takes_documents(module)
+
+
+def test_generation_and_saving_are_as_before(smollm_tokenizer, tmp_path):
+    _, module = model("llama", smollm_tokenizer)
+    assert takes_documents(module)
+    module.save_pretrained(tmp_path)
+    plain = type(module).from_pretrained(tmp_path)
+    assert plain.config._attn_implementation == "sdpa"
+    ids = torch.tensor([samples(9)[0]["input_ids"]])
+    wanted = plain.generate(ids, max_new_tokens=5, do_sample=False)
+    assert torch.equal(module.generate(ids, max_new_tokens=5, do_sample=False), wanted)
