@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import record_function
 
 from automodel.errors import InputError, RunError
 from automodel.interfaces import Batch, Loss, Parallelism
@@ -64,23 +65,28 @@ def train_step(
         on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         with parallelism.micro_batch(is_last=number == len(micro_batches)):
             with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16"):
-                logits_NV, targets_N, _ = label_logits(module, on_device, parallelism)
-                loss = loss_fn(logits_NV, targets_N)
-            (loss * (num_averaged / num_label_tokens)).backward()
+                with record_function("automodel.forward"):
+                    logits_NV, targets_N, _ = label_logits(module, on_device, parallelism)
+                with record_function("automodel.loss"):
+                    loss = loss_fn(logits_NV, targets_N)
+            with record_function("automodel.backward"):
+                (loss * (num_averaged / num_label_tokens)).backward()
         losses.append(loss.detach())  # reading it here would make an accelerator wait for each micro-batch
     own_loss_sum = torch.tensor(sum(loss.item() for loss in losses), dtype=torch.float64)
     loss_sum = float(summed(own_loss_sum, cp_group, dp_group))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = clip_grad_norm(parameters, options.max_grad_norm or math.inf)
+    with record_function("automodel.optimizer"):
+        norm = clip_grad_norm(parameters, options.max_grad_norm or math.inf)
     finite = math.isfinite(loss_sum) and math.isfinite(norm)
     if not finite and options.on_nonfinite == "stop":
         raise RunError(
             f"the loss is {loss_sum / num_label_tokens} and the gradient norm {norm}: the run stops, as "
             "training.on_nonfinite says; a lower learning rate or fp32 may help"
         )
-    if finite:
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    with record_function("automodel.optimizer"):
+        if finite:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return StepResult(loss_sum / num_label_tokens, norm, num_label_tokens, num_tokens, updated=finite)
 
 
@@ -98,6 +104,12 @@ def label_logits(module: nn.Module, batch: Batch, parallelism: Parallelism) -> t
         targets_BL = targets_BL[:, columns_K]
         inputs["logits_to_keep"] = columns_K
     logits_BLV = module(**inputs, use_cache=False).logits
+    with record_function("automodel.loss"):
+        return _at_labels(logits_BLV, targets_BL)
+
+
+def _at_labels(logits_BLV: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits (N, V), labels (N) and rows (N) of the positions that have a label."""
     labelled_BL = targets_BL != IGNORED_LABEL
     if bool(labelled_BL.all()):  # as always with one row: picking would copy the largest tensor of the step, twice
         rows_N = torch.arange(len(targets_BL), device=targets_BL.device).repeat_interleave(targets_BL.shape[1])
