@@ -23,6 +23,19 @@ def test_torchrun_starts_the_command_or_the_module(automodel, recipe, tmp_path, 
     assert metrics(tmp_path / "run").keys() == {1, 2}
 
 
+def test_the_first_of_many_processes_profiles(automodel, recipe, tmp_path):
+    process = automodel.start("train", "-c", recipe, "step_scheduler.max_steps=3", "--nproc-per-node", 2, "--profile")
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert stdout.count("profile of step 3 of random llama on cpu, in the first of 2 processes") == 1
+    [communication] = [line for line in stdout.splitlines() if line.startswith("  communication")]
+    assert float(communication.split()[1]) > 0
+    assert sorted(path.name for path in (tmp_path / "run" / "profile").iterdir()) == [
+        "summary.txt",
+        "trace_step_3_3.json.gz",
+    ]
+
+
 def test_the_agent_reads_what_kubeflow_gives_a_pod(automodel, recipe, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,3 +1,4 @@
+import gzip
 import json
 import subprocess
 import sys
@@ -90,6 +91,42 @@ def test_a_dry_run_shows_a_batch_with_its_loss_mask_and_writes_nothing(automodel
     rows = [line for line in done.stdout.splitlines() if line.startswith("  > ")]
     assert len(rows) == 4
     assert all("<|im_end|>" in row and "<|im_start|>" not in row for row in rows)
+
+
+def test_a_profile_tells_where_time_goes_leaves_a_trace_and_changes_no_loss(automodel, recipe, tmp_path):
+    automodel("train", "-c", recipe)
+    profiled = ("train", "--profile", "-c", recipe, "checkpoint.checkpoint_dir=other")
+    done = automodel(*profiled)
+    assert metrics(tmp_path / "other") == metrics(tmp_path / "run")
+    table = (tmp_path / "other" / "profile" / "summary.txt").read_text()
+    assert table in done.stdout
+    lines = table.splitlines()
+    assert lines[0] == "profile of steps 3 to 6 of random llama on cpu"
+    rows = {line[:40].strip(): line[40:].split() for line in lines[3:12]}
+    together = rows.pop("together")
+    assert round(sum(float(row[1]) for row in rows.values()), 1) == float(together[1]) == 100
+    assert sum(float(row[0]) for row in rows.values()) == pytest.approx(float(together[0]), abs=0.05)
+    for name in ("matrix products", "attention", "output layer and loss", "optimizer and clipping"):
+        assert float(rows[name][0]) > 0
+    assert "aten::mm" in table
+    assert "MFU " in table
+    assert "float32 matrices on 1 CPU thread" in table
+    with gzip.open(tmp_path / "other" / "profile" / "trace_step_3_6.json.gz") as trace:
+        assert {"automodel.forward", "automodel.output_layer"} <= {
+            e.get("name") for e in json.load(trace)["traceEvents"]
+        }
+    assert sorted(path.name for path in (tmp_path / "other" / "profile").iterdir()) == [
+        "summary.txt",
+        "trace_step_3_6.json.gz",
+    ]
+    assert "nothing was profiled: no step was left to train" in automodel(*profiled).stdout
+    done = automodel(*profiled, "step_scheduler.max_steps=7")
+    assert "profile of step 7 of random llama" in done.stdout
+
+
+def test_a_profile_of_a_dry_run_is_refused(automodel, recipe):
+    done = automodel("train", "--profile", "--dry-run", "-c", recipe, expect=2)
+    assert "--dry-run trains none" in " ".join(done.stderr.split())
 
 
 def test_a_recipe_with_num_epochs_sees_every_row_in_each(automodel, recipe, tmp_path):

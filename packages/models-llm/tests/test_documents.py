@@ -51,7 +51,7 @@ def gradients(module, batch, collate, padding_free):
     module.zero_grad()
     inputs = forward_inputs(collate(batch), CPU, ALONE, padding_free=padding_free)
     logits_NV = label_logits(module, inputs)
-    loss = torch.nn.functional.cross_entropy(logits_NV, inputs.picked(inputs.targets_BK))
+    loss = torch.nn.functional.cross_entropy(logits_NV, inputs.picked(inputs.targets))
     loss.backward()
     return loss.detach(), {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
 
@@ -66,7 +66,9 @@ def test_end_to_end_equals_padded(model_type, smollm_tokenizer):
     flat_loss, flat_grads = gradients(module, batch, collate, padding_free=True)
     torch.testing.assert_close(flat_loss, loss, rtol=1e-6, atol=0)
     for name, grad in grads.items():
-        torch.testing.assert_close(flat_grads[name], grad, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            flat_grads[name], grad, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

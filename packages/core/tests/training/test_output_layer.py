@@ -1,6 +1,7 @@
 """The loss that is computed within the output layer, part by part, is the loss of all logits."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from automodel.training.collate import pad
 from automodel.training.label_tokens import forward_inputs, label_logits, label_loss
 from automodel.training.loss import cross_entropy
 from tiny import TinyLM, rows
-from types import SimpleNamespace
 
 CPU = torch.device("cpu")
 COLLATE = pad(SimpleNamespace(pad_token_id=0))
@@ -45,7 +45,7 @@ def model(request, monkeypatch):
 
 def by_all_logits(module, loss_fn):
     logits_NV = label_logits(module, INPUTS)
-    targets_N = INPUTS.picked(INPUTS.targets_BK)
+    targets_N = INPUTS.picked(INPUTS.targets)
     return loss_fn(logits_NV, targets_N), logits_NV.argmax(dim=-1) == targets_N
 
 
@@ -62,7 +62,7 @@ def test_loss_and_gradients_are_those_of_all_logits(model, loss_fn, scale):
         loss, right_N = by_all_logits(plain, loss_fn)
         (loss / 7).backward()
         torch.testing.assert_close(found.loss_sum, loss)
-        assert torch.equal(found.right_N, right_N)
+        assert torch.equal(found.right, right_N)
         for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad)
     assert output_layer._hands_on[model.head] == (scale is None)
@@ -74,7 +74,7 @@ def test_only_a_part_of_the_logits_exists_at_a_time(model):
     model.head.forward = lambda hidden: sizes.append(len(hidden)) or own(hidden)
     label_loss(model, INPUTS, cross_entropy())
     assert max(sizes) == 5
-    assert sum(sizes) == len(INPUTS.picked(INPUTS.targets_BK))
+    assert sum(sizes) == len(INPUTS.picked(INPUTS.targets))
 
 
 def test_the_output_layer_is_left_as_it_was(model):

@@ -6,9 +6,9 @@ import torch
 from automodel import InputError, RunError
 from automodel.parallel.ddp import DataParallel
 from automodel.training.collate import pad
+from automodel.training.label_tokens import forward_inputs, label_logits
 from automodel.training.loss import cross_entropy
 from automodel.training.options import TrainingOptions
-from automodel.training.label_tokens import forward_inputs, label_logits
 from automodel.training.step import train_step
 from tiny import AllLogitsLM, TinyLM, rows
 from torch.nn import functional as F
@@ -76,7 +76,7 @@ def test_label_tokens_are_the_same_whether_they_are_picked_or_are_all_there_is()
     ragged = {name: tensor.clone() for name, tensor in alike.items()}
     ragged["labels"][0, -1] = -100  # one label less, so that they must be picked
     (logits_NV, labels_N, rows_N), (fewer_NV, fewer_N, fewer_rows_N) = (
-        (label_logits(module, inputs), inputs.picked(inputs.targets_BK), inputs.picked(inputs.rows_BK))
+        (label_logits(module, inputs), inputs.picked(inputs.targets), inputs.picked(inputs.rows))
         for inputs in (forward_inputs(batch, CPU, ALONE, padding_free=False) for batch in (alike, ragged))
     )
     kept = torch.ones(len(labels_N), dtype=torch.bool)

@@ -12,6 +12,7 @@ import torch
 from automodel import InputError
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import record_function
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -19,7 +20,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 NAME = "sdpa_documents"
 _DOCUMENTS = "documents"
 _LONGEST_BY_HAND = 384
-"""Of a document on the CPU in bfloat16: the kernel's backward pass is slow in it (torch 2.15, benchmarks/attention.py)."""
+"""Tokens of a document on the CPU in bfloat16, in which the kernel's backward pass is slow (torch 2.15)."""
 
 
 def attend_within_documents(module: Any) -> None:
@@ -76,7 +77,7 @@ class _Documents:
     lengths: list[int]
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _each(
     query_BHLD: Tensor,
     key_BHLD: Tensor,
@@ -86,8 +87,10 @@ def _each(
     dropout: float,
     window: int | None,
 ) -> Tensor:
-    parts = zip(*(tensor.split(documents.lengths, dim=2) for tensor in (query_BHLD, key_BHLD, value_BHLD)), strict=True)
-    return torch.cat([_attention(*part, scale, dropout, window) for part in parts], dim=2).transpose(1, 2)
+    with record_function("automodel.attention"):
+        parts = (tensor.split(documents.lengths, dim=2) for tensor in (query_BHLD, key_BHLD, value_BHLD))
+        outputs = [_attention(q, k, v, scale, dropout, window) for q, k, v in zip(*parts, strict=True)]
+        return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
 def _attention(

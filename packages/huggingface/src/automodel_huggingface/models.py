@@ -54,7 +54,7 @@ class _Model:
         """Change a model that was just made, in place; by default nothing is changed."""
 
     def takes_documents(self, module: torch.nn.Module) -> bool:
-        """Whether a model that this has made reads documents that lie end to end: `automodel.interfaces.PaddingFree`."""
+        """Whether a model that this has made reads documents that lie end to end (`PaddingFree`)."""
         from automodel_huggingface.attention import takes_documents
 
         return takes_documents(module)

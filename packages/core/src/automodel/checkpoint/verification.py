@@ -22,8 +22,8 @@ from automodel.errors import InputError
 from automodel.interfaces import Batch
 from automodel.notices import notice
 from automodel.parallel.groups import by_first, gathered
-from automodel.training.rng import restore_rng, rng_tensors
 from automodel.training.label_tokens import forward_inputs, label_logits
+from automodel.training.rng import restore_rng, rng_tensors
 
 if TYPE_CHECKING:
     from automodel.training.parts import Parts

@@ -24,6 +24,11 @@ NEEDED = ("model", "dataset")
 @click.option(
     "--dry-run", is_flag=True, help="Build everything and show a batch with what carries loss; train nothing."
 )
+@click.option(
+    "--profile",
+    is_flag=True,
+    help="Print where a few steps spend their time, and write it and a trace to the run's directory.",
+)
 @launch_options
 @click.option("--strict", is_flag=True, help="Fallbacks, such as another attention than the recipe's, are errors.")
 def train(
@@ -32,6 +37,7 @@ def train(
     overrides: tuple[str, ...],
     resume: str,
     dry_run: bool,
+    profile: bool,
     strict: bool,
     **processes: str | None,
 ) -> None:
@@ -39,6 +45,8 @@ def train(
 
     The same command again goes on where the last one stopped.
     """
+    if profile and dry_run:
+        raise click.UsageError("--profile looks at steps of training, and --dry-run trains none: leave one of them out")
     recipe = load_recipe(config, overrides, allow_targets=allow_target, needs=NEEDED)
     if launched(click.get_current_context().meta[WORDS], processes):
         return
@@ -54,7 +62,7 @@ def train(
         else:
             from automodel.training.train import run_recipe  # likewise
 
-            run_recipe(recipe, resume)
+            run_recipe(recipe, resume, profile=profile)
 
 
 @click.group()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import record_function
 
 from automodel.interfaces import Batch, Loss, Parallelism
 from automodel.training.collate import IGNORED_LABEL
@@ -23,23 +24,23 @@ class ForwardInputs:
 
     Args:
         arguments: of the model, on its device.
-        columns_K: those of the L positions in which some row has a label.
-        targets_BK: the labels of these positions, shifted, and -100 where a row has none.
-        rows_BK: the row of the batch that each belongs to.
+        columns: (K), those of the L positions in which some row has a label.
+        targets: (B, K), the labels of these positions, shifted, and -100 where a row has none.
+        rows: (B, K), the row of the batch that each belongs to.
         all_labelled: no label is -100, as always with one row.
     """
 
     arguments: dict[str, Any]
-    columns_K: Tensor
-    targets_BK: Tensor
-    rows_BK: Tensor
+    columns: Tensor
+    targets: Tensor
+    rows: Tensor
     all_labelled: bool
 
     def picked(self, values_BK: Tensor) -> Tensor:
         """Of values (B, K, ...) those (N, ...) of the label tokens."""
         if self.all_labelled:  # picking would copy what may be the largest tensor of the step
             return values_BK.flatten(0, 1)
-        return values_BK[self.targets_BK != IGNORED_LABEL]
+        return values_BK[self.targets != IGNORED_LABEL]
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ class LabelTokens:
     """Of the N label tokens of a micro-batch on this process: the sum of their losses, and rows (N).
 
     Args:
-        right_N: whether the model's first choice is the label; None if that was not asked for.
+        right: (N), whether the model's first choice is the label; None if that was not asked for.
     """
 
     loss_sum: Tensor
-    rows_N: Tensor
-    right_N: Tensor | None
+    rows: Tensor
+    right: Tensor | None
 
 
 def forward_inputs(batch: Batch, device: torch.device, parallelism: Parallelism, padding_free: bool) -> ForwardInputs:
@@ -94,29 +95,32 @@ def label_loss(module: nn.Module, inputs: ForwardInputs, loss_fn: Loss, *, with_
         loss_fn: the sum of the loss over label tokens, so that the sums of parts can be added.
         with_right: also compare the model's first choices with the labels.
     """
-    targets_N, rows_N = inputs.picked(inputs.targets_BK), inputs.picked(inputs.rows_BK)
+    targets_N, rows_N = inputs.picked(inputs.targets), inputs.picked(inputs.rows)
 
     if takes_logits_to_keep(module):
         forward = partial(_logits, module, inputs)
         found = loss_in_output_layer(module, forward, inputs.picked, targets_N, loss_fn, with_right=with_right)
         if found is not None:
             return LabelTokens(found[0], rows_N, found[1])
-    logits_NV = label_logits(module, inputs)
-    right_N = logits_NV.argmax(dim=-1) == targets_N if with_right else None
-    return LabelTokens(loss_fn(logits_NV, targets_N), rows_N, right_N)
+    logits = _logits(module, inputs)
+    with record_function("automodel.loss"):
+        logits_NV = inputs.picked(logits)
+        right_N = logits_NV.argmax(dim=-1) == targets_N if with_right else None
+        return LabelTokens(loss_fn(logits_NV, targets_N), rows_N, right_N)
 
 
 def label_logits(module: nn.Module, inputs: ForwardInputs) -> Tensor:
     """All logits (N, V) of the label tokens of a micro-batch."""
-    logits = _logits(module, inputs)
-    return inputs.picked(logits if takes_logits_to_keep(module) else logits[:, inputs.columns_K])
+    return inputs.picked(_logits(module, inputs))
 
 
 def _logits(module: nn.Module, inputs: ForwardInputs) -> Tensor:
-    """Those of the columns with labels, or of all where the model cannot leave any out."""
-    kept = {"logits_to_keep": inputs.columns_K} if takes_logits_to_keep(module) else {}
-    logits: Tensor = module(**inputs.arguments, **kept, use_cache=False).logits
-    return logits
+    """Those (B, K, V) of the columns with labels; a model that cannot leave others out has computed them all."""
+    if takes_logits_to_keep(module):
+        kept: Tensor = module(**inputs.arguments, logits_to_keep=inputs.columns, use_cache=False).logits
+        return kept
+    logits: Tensor = module(**inputs.arguments, use_cache=False).logits
+    return logits[:, inputs.columns]
 
 
 def _on(device: torch.device, value: Any) -> Any:

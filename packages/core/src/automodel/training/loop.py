@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.profiler import record_function
 
 from automodel.errors import RunError, StoppedError
 from automodel.interfaces import Batch
@@ -58,15 +59,16 @@ def _train(parts: Parts, stop: StopRequest, validated_at: int) -> None:
     for micro_batches in batches:
         data_wait = time.perf_counter() - started
         lr = parts.optimizer.param_groups[0]["lr"]
-        result = train_step(
-            parts.forward,
-            micro_batches,
-            parts.loss_fn,
-            parts.optimizer,
-            parts.options,
-            parts.device,
-            parts.parallelism,
-        )
+        with record_function("automodel.step"):
+            result = train_step(
+                parts.forward,
+                micro_batches,
+                parts.loss_fn,
+                parts.optimizer,
+                parts.options,
+                parts.device,
+                parts.parallelism,
+            )
         parts.lr_scheduler.step()
         progress.step += 1
         progress.num_label_tokens += result.num_label_tokens

@@ -17,6 +17,7 @@ import torch
 from automodel.checkpoint.directory import written
 from automodel.hookspecs import hookimpl
 from automodel.interfaces import Run
+from automodel.parallel.process_group import world_size
 from automodel.training.step import StepResult
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def step_metrics(
     if peak := peak_flops(parts.device):
         run = parts.run
         flop_per_token = 4 * run.num_parameters + 2 * run.num_trainable_parameters
-        metrics["mfu"] = flop_per_token * metrics["tokens_per_s"] / peak
+        metrics["mfu"] = flop_per_token * metrics["tokens_per_s"] / (peak * world_size())
     return metrics
 
 

@@ -32,9 +32,9 @@ def adamw(
         eps: added to the denominator.
         weight_decay: decoupled weight decay, applied to every trainable parameter.
         fused: one kernel for the whole update; false is torch's loop over tensors.
-        stochastic_rounding: of parameters in bfloat16, whose updates are mostly smaller than half their last digit: they
-            are computed in float32, moments as well, and rounded up or down at random, so that they count on average
-            (Zamirai et al. 2020, arXiv:2010.06192). false loses them.
+        stochastic_rounding: of parameters in bfloat16, whose updates are mostly smaller than half their last digit.
+            They are computed in float32, moments as well, and rounded up or down at random, so that they count on
+            average (Zamirai et al. 2020, arXiv:2010.06192). false loses them.
     """
     params = list(params)
     if stochastic_rounding and any(parameter.dtype == torch.bfloat16 for parameter in params):
@@ -66,7 +66,7 @@ class RoundingAdamW(torch.optim.Optimizer):
         return None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state of `state_dict()`; moments stay in float32, which torch would make the parameters' type."""
+        """Go on from a state of `state_dict()`. Moments stay in float32, which torch would make bfloat16."""
         super().load_state_dict(state_dict)
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]

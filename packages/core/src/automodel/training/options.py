@@ -20,8 +20,8 @@ class TrainingOptions:
             for less time and memory. null does so where the model can, false never.
         activation_checkpointing: compute the activations of each decoder layer again in the backward pass instead of
             keeping them: less memory, about a third more time.
-        compile: make each decoder layer's own code by torch.compile. It takes a minute or more before the first step (on
-            a processor, with a C++ compiler), so it is for long runs.
+        compile: make each decoder layer's own code by torch.compile. It takes a minute or more before the first step
+            (on a processor, with a C++ compiler), so it is for long runs.
         on_nonfinite: what a NaN or infinite loss or gradient does. `skip` leaves that step's update out and counts it;
             `stop` ends the run.
         max_nonfinite_steps: consecutive skipped steps after which the run ends all the same.

@@ -72,7 +72,7 @@ class PackedDataset:
 
 
 def best_fit(dataset: Any, packed_sequence_size: int, split_across_pack: bool = False, seed: int = 0) -> Any:
-    """Samples packed into sequences of at most `packed_sequence_size` tokens, the longest first, each where it fits best.
+    """Samples packed into sequences of so many tokens, the longest first, each where it fits best.
 
     That is best-fit decreasing, which fills nearly every sequence (Ding et al. 2024, arXiv:2404.10830). Which samples
     lie together depends on the data and the seed; the data loader shuffles the sequences. `dataloader.batch_size` then
@@ -101,7 +101,8 @@ def best_fit(dataset: Any, packed_sequence_size: int, split_across_pack: bool = 
     if too_long := sum(length > packed_sequence_size for length in lengths):
         raise InputError(
             f"{too_long} samples are longer than packed_sequence_size: {packed_sequence_size} (the longest has "
-            f"{max(lengths)} tokens): raise it, set the data set's max_length and truncation, or split_across_pack: true"
+            f"{max(lengths)} tokens): raise it, set the data set's max_length and truncation, or split_across_pack: "
+            "true"
         )
     return PackedDataset(dataset, _best_fit_decreasing(lengths, order, packed_sequence_size))
 
@@ -116,14 +117,15 @@ def sample_lengths(dataset: Any) -> list[int]:
 
 def _best_fit_decreasing(lengths: list[int], order: list[int], size: int) -> list[list[Piece]]:
     packs: list[list[Piece]] = []
+    pack: list[Piece]
     with_room: dict[int, list[list[Piece]]] = {}  # room -> packs
     rooms: list[int] = []  # the keys of with_room, sorted
     for sample in sorted(order, key=lambda index: -lengths[index]):
         length = lengths[sample]
         place = bisect_left(rooms, length)
         if place == len(rooms):
-            pack, room = [], size
-            packs.append(pack)
+            room = size
+            packs.append(pack := [])
         else:
             room = rooms[place]
             pack = with_room[room].pop()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from automodel.errors import InputError, RunError
 from automodel.interfaces import Batch, Loss, Parallelism
@@ -61,21 +62,25 @@ def train_step(
     for number, batch in enumerate(micro_batches, start=1):
         inputs = forward_inputs(batch, device, parallelism, bool(options.padding_free))
         with parallelism.micro_batch(is_last=number == len(micro_batches)):
-            with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16"):
+            mixed = torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16")
+            with mixed, record_function("automodel.forward"):
                 loss = label_loss(module, inputs, loss_fn).loss_sum
-            (loss * (num_averaged / num_label_tokens)).backward()
+            with record_function("automodel.backward"):
+                (loss * (num_averaged / num_label_tokens)).backward()
         losses.append(loss.detach())  # reading it here would make an accelerator wait for each micro-batch
     own_loss_sum = torch.tensor(sum(loss.item() for loss in losses), dtype=torch.float64)
     loss_sum = float(summed(own_loss_sum, cp_group, dp_group))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = clip_grad_norm(parameters, options.max_grad_norm or math.inf)
+    with record_function("automodel.optimizer"):
+        norm = clip_grad_norm(parameters, options.max_grad_norm or math.inf)
     finite = math.isfinite(loss_sum) and math.isfinite(norm)
     if not finite and options.on_nonfinite == "stop":
         raise RunError(
             f"the loss is {loss_sum / num_label_tokens} and the gradient norm {norm}: the run stops, as "
             "training.on_nonfinite says; a lower learning rate or fp32 may help"
         )
-    if finite:
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    with record_function("automodel.optimizer"):
+        if finite:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return StepResult(loss_sum / num_label_tokens, norm, num_label_tokens, num_tokens, updated=finite)

@@ -29,6 +29,7 @@ from automodel.training.console import ConsoleProgress
 from automodel.training.loop import fit
 from automodel.training.metrics import MetricsFile
 from automodel.training.parts import Parts
+from automodel.training.profile import StepProfiler
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def train(
     *,
     resume: str = "auto",
     strict: bool = False,
+    profile: bool = False,
     allow_targets: Sequence[str] = (),
 ) -> TrainResult:
     """Fine-tune as a recipe says; the same as `automodel train -c recipe.yaml`.
@@ -64,6 +66,7 @@ def train(
         resume: `auto` goes on from the newest whole checkpoint of the run's directory, a path from that one, `never`
             starts anew.
         strict: fallbacks are errors.
+        profile: print where a few steps spend their time; `profile` in the run's directory gets that and a trace.
         allow_targets: packages outside AutoModel's own list whose callables the recipe may name.
 
     Raises:
@@ -73,19 +76,19 @@ def train(
     paths = [recipe] if isinstance(recipe, str | Path) else list(recipe)
     checked = load_recipe(paths, overrides, allow_targets=allow_targets)
     with strictness(strict):
-        return run_recipe(checked, resume)
+        return run_recipe(checked, resume, profile=profile)
 
 
-def run_recipe(recipe: Recipe, resume: str = "auto") -> TrainResult:
+def run_recipe(recipe: Recipe, resume: str = "auto", *, profile: bool = False) -> TrainResult:
     """Build a checked recipe's parts, resume if there is something to resume from, and train.
 
     All processes of a run call it; the first one writes the run's directory and speaks for all.
     """
     with processes(recipe) as device:
-        return _run(recipe, resume, device)
+        return _run(recipe, resume, profile, device)
 
 
-def _run(recipe: Recipe, resume: str, device: torch.device) -> TrainResult:
+def _run(recipe: Recipe, resume: str, profile: bool, device: torch.device) -> TrainResult:
     checkpointer = build_checkpointer(recipe)
     data = build_data(recipe, device)
     manager = plugins.installed().manager
@@ -100,7 +103,9 @@ def _run(recipe: Recipe, resume: str, device: torch.device) -> TrainResult:
             _tell_resumed(parts, start)
         if is_first():
             _describe_run(parts)
-        with _registered(manager, [ConsoleProgress(), MetricsFile(), *parts.loggers] if is_first() else []):
+        # called in reverse order: a profile is told after its last step
+        watching = [*([StepProfiler(parts)] if profile else []), ConsoleProgress(), MetricsFile(), *parts.loggers]
+        with _registered(manager, watching if is_first() else []):
             try:
                 fit(parts)
             except BaseException as error:  # loggers should see ctrl-c as well

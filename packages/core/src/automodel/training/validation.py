@@ -44,7 +44,7 @@ def validate(
             with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16"):
                 found = label_loss(module, inputs, loss_fn, with_right=True)
             num_rows = len(batch["labels"])
-            counts = [torch.bincount(rows, minlength=num_rows) for rows in (found.rows_N, found.rows_N[found.right_N])]
+            counts = [torch.bincount(rows, minlength=num_rows) for rows in (found.rows, found.rows[found.right])]
             labels_B, right_B = summed(torch.stack(counts).cpu(), cp_group)
             loss_sum = summed(found.loss_sum.detach().cpu().double(), cp_group)
             whole_B = (labels_B > 0) & (labels_B == right_B)
