@@ -158,6 +158,10 @@ class Parallelism(Protocol):
         """The processes that hold different positions of the same samples; None if this one is alone."""
 
     @property
+    def splits_positions(self) -> bool:
+        """Whether processes share out the positions of a row, so that rows must stay as they are, with padding."""
+
+    @property
     def shards_parameters(self) -> bool:
         """Whether processes hold parts of parameters.
 

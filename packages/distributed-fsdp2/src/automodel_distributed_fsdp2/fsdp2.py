@@ -77,6 +77,7 @@ class FSDP2Manager:
     ) -> None:
         self.dp_group: dist.ProcessGroup | None = None
         self.cp_group: dist.ProcessGroup | None = None
+        self.splits_positions = False
         self._mesh: Mesh | None = None
         self._module: FSDPModule | None = None
         self._activation_checkpointing = activation_checkpointing
@@ -101,6 +102,7 @@ class FSDP2Manager:
         self._axes = sizes(actual, dp_size, replicate, cp_size, tp_size)
         self._mesh = build_mesh(self._axes, device)
         self.dp_group, self.cp_group = self._mesh.dp_group, self._mesh.cp_group
+        self.splits_positions = self.cp_group is not None or (self._mesh.tp is not None and sequence_parallel)
         if reshard_after_forward is None:
             reshard_after_forward = sharding_strategy in ("full_shard", "hybrid_shard")
         precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed_precision else MixedPrecisionPolicy()

@@ -92,6 +92,7 @@ class NVFSDPManager:
         need_cuda(device)
         self.dp_group: dist.ProcessGroup | None = dist.group.WORLD if dist.is_initialized() else None
         self.cp_group: dist.ProcessGroup | None = None
+        self.splits_positions = False
         self.shards_parameters = False  # not while the model is loaded: see init_nvfsdp_with_meta_device
         self.parameter_device = device
         self._model: Any = None  # a MegatronFSDP

@@ -30,6 +30,7 @@ class DataParallel:
     ) -> None:
         self.dp_group: dist.ProcessGroup | None = dist.group.WORLD if dist.is_initialized() else None
         self.cp_group: dist.ProcessGroup | None = None
+        self.splits_positions = False
         self.shards_parameters = False
         self.parameter_device = device
         self._device, self._bucket_cap_mb, self._find_unused = device, bucket_cap_mb, find_unused_parameters

@@ -172,8 +172,8 @@ def _is_padding_free(options: TrainingOptions, data: Data, module: nn.Module) ->
     if options.padding_free is False:
         return False
     reason = None
-    if data.parallelism.cp_group is not None:
-        reason = "context parallelism shares out the positions of padded rows"
+    if data.parallelism.splits_positions:
+        reason = "context and sequence parallelism share out the positions of padded rows"
     elif not (isinstance(data.source, PaddingFree) and data.source.takes_documents(module)):
         reason = f"{data.source.name} has no attention for it"
     if reason is not None and options.padding_free:
