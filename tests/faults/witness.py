@@ -51,11 +51,9 @@ class Witness:
         steps = [int(step) for step in re.findall(r"^resuming from \S*step_(\d+)", stdout, re.M)]
         for number, step in enumerate(steps[self._heard :], start=self._heard):
             self.resumed.append(step)
-            is_whole = self._before.get(step)
-            if is_whole is None:
-                is_whole = not manifest.problems(self.run / f"step_{step}")
-            if not is_whole:
-                self.torn.append(f"resumed from step_{step}, which is damaged")
+            wrong = [] if self._before.get(step) else manifest.problems(self.run / f"step_{step}")
+            if wrong:
+                self.torn.append(f"resumed from step_{step}, which is damaged: {'; '.join(wrong)}")
             if number == 0 and step < max(self.whole_before, default=0):
                 self.passed_over.append(f"resumed from step_{step}, although {self.whole_before} were whole")
         self._heard = len(steps)
