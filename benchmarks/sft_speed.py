@@ -13,6 +13,10 @@ environments (P=.peers/hf and so on; `uv venv $P` first, then `uv pip install --
 
     hf: torch==2.15.0 transformers==5.23.0 peft==0.21.2 accelerate==1.15.0 datasets==5.2.0
     trl: torch==2.15.0 transformers==5.23.0 peft==0.21.2 accelerate==1.15.0 datasets==5.2.0 trl==1.16.0
+    llamafactory: llamafactory==0.9.5 torch==2.11.0 torchaudio==2.11.0
+        (imports torchaudio, whose last version refuses any other torch; resolves to transformers 5.6.0, peft 0.18.1)
+    torchtune: torchtune==0.6.1 torchao==0.10.0 torch==2.6.0
+        (its last version; it imports what newer torchao has no more, and that torchao wants what newer torch has no more)
 """
 
 from __future__ import annotations
