@@ -16,7 +16,7 @@ environments (P=.peers/hf and so on; `uv venv $P` first, then `uv pip install --
     llamafactory: llamafactory==0.9.5 torch==2.11.0 torchaudio==2.11.0
         (imports torchaudio, whose last version refuses any other torch; resolves to transformers 5.6.0, peft 0.18.1)
     torchtune: torchtune==0.6.1 torchao==0.10.0 torch==2.6.0
-        (its last version; it imports what newer torchao has no more, and that torchao wants what newer torch has no more)
+        (its last version; it imports what newer torchao has no more, and that torchao wants an older torch)
 """
 
 from __future__ import annotations

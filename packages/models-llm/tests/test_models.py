@@ -100,7 +100,7 @@ def test_model_and_tokenizer_are_saved_in_plain_layout(directory, tmp_path):
 @pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3", "flex_attention"])
 def test_attention_that_cannot_run_falls_back_with_a_note(name, directory, capsys):
     source = from_pretrained(directory, attn_implementation=name)
-    assert source.load_module(CPU).config._attn_implementation == "sdpa"
+    assert source.load_module(CPU).config._attn_implementation == "sdpa_documents"
     note = f"note: attn_implementation: {name} is not usable here (it needs an accelerator and this run is on the CPU)"
     assert capsys.readouterr().err.count(note) == 1
     with notices.strictness(True), pytest.raises(InputError, match="sdpa is used instead"):
@@ -111,7 +111,7 @@ def test_attention_that_can_run_is_taken(directory, capsys):
     assert (
         from_pretrained(directory, attn_implementation="eager").load_module(CPU).config._attn_implementation == "eager"
     )
-    assert from_pretrained(directory).load_module(CPU).config._attn_implementation == "sdpa"
+    assert from_pretrained(directory).load_module(CPU).config._attn_implementation == "sdpa_documents"
     assert capsys.readouterr().err == ""
 
 

@@ -15,14 +15,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from automodel.interfaces import Batch, Parallelism
+from automodel.interfaces import Parallelism
 from automodel.notices import notice
 from automodel.parallel.ddp import DataParallel
 from automodel.parallel.groups import group_size
 from automodel.recipe import Recipe
 from automodel.training.activation_checkpointing import checkpoint_activations
 from automodel.training.build import build, build_optimizer
+from automodel.training.label_tokens import takes_logits_to_keep, unwrapped
 from automodel.training.options import TrainingOptions
+from automodel.training.output_layer import tokens_of_a_part
 from automodel.training.step_scheduler import StepScheduler
 
 CPU = torch.device("cpu")
@@ -37,8 +39,8 @@ class Plan:
         gradients: its part of them; the whole of the trainable ones while they accumulate over micro-batches.
         optimizer: its part of the optimizer's state.
         gathered: whole parameters that it holds while it computes with them, and a whole gradient before it is reduced.
-        activations: what the forward pass of a micro-batch keeps for the backward pass, logits included. An upper
-            bound with tensor parallelism, which shares out some of them.
+        activations: what the forward pass of a micro-batch keeps for the backward pass, and the logits that exist at
+            once. An upper bound with tensor parallelism, which shares out some of them.
         sent_for_parameters: to gather and average parameters and gradients.
         sent_for_activations: by tensor and context parallelism.
         num_parameters: of the whole model.
@@ -237,7 +239,6 @@ def _activations(recipe: Recipe, sequence_length: int, batch_size: int) -> int:
             return tensor
 
         ids = torch.zeros(batch_size, sequence_length, dtype=torch.int64)
-        inputs: Batch = {"input_ids": ids, "labels": ids}
         alive = []  # a storage that has gone gives its address to the next
 
         def keep(tensor: Tensor) -> Tensor:
@@ -248,11 +249,11 @@ def _activations(recipe: Recipe, sequence_length: int, batch_size: int) -> int:
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=options.mixed_precision == "bf16"),
         ):
-            logits_NV, targets_N = _all_logits(module, inputs)
-            loss = build(recipe, "loss_fn")(logits_NV, targets_N)
+            logits_NV, besides = _logits_at_once(module, ids, in_parts=asked.get("tp_size") in (None, 1))
+            loss = build(recipe, "loss_fn")(logits_NV, ids.new_zeros(len(logits_NV)))
         assert loss.requires_grad
         # besides what is kept: the logits themselves, and the gradients of the loss by log-probabilities and by logits
-        return sum(kept.values()) + logits_NV.nbytes + 2 * logits_NV.numel() * 4
+        return sum(kept.values()) + besides + logits_NV.nbytes + 2 * logits_NV.numel() * 4
 
 
 def _fake(module: nn.Module) -> None:
@@ -268,7 +269,28 @@ def _fake(module: nn.Module) -> None:
             setattr(part, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=CPU))
 
 
-def _all_logits(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits where every position has a label: the most there can be. No mask depends on values, as fakes have none."""
-    logits_BLV = module(input_ids=batch["input_ids"], use_cache=False).logits
-    return logits_BLV[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+def _logits_at_once(module: nn.Module, ids_BL: Tensor, in_parts: bool) -> tuple[Tensor, int]:
+    """The logits (N, V) that exist together where every position has a label, and bytes of what that needs besides.
+
+    No mask depends on values, as fake tensors have none.
+    """
+    model = unwrapped(module)
+    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if layer is not None and in_parts and takes_logits_to_keep(module):
+        hidden: list[Tensor] = []
+
+        def hand_on(given: Tensor) -> Tensor:
+            hidden.append(given)
+            return given
+
+        layer.forward = hand_on
+        handed_on = module(input_ids=ids_BL, use_cache=False).logits
+        del layer.forward
+        if handed_on is hidden[-1]:
+            hidden_ND = hidden[-1][:, :-1].flatten(0, 1)
+            trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+            # the sum of the parts' gradients by weights, in float32, and one part's
+            of_weights = sum(parameter.numel() * 4 + parameter.nbytes for parameter in trained)
+            # of all positions, of those with labels, and the gradients of these
+            return layer(hidden_ND[: tokens_of_a_part(layer, CPU)]), 3 * hidden_ND.nbytes + of_weights
+    return module(input_ids=ids_BL, use_cache=False).logits[:, :-1].flatten(0, 1), 0

@@ -18,11 +18,18 @@ from torch.distributed.tensor import DTensor
 
 from automodel.interfaces import Loss
 
-_NUM_TOKENS = {"cpu": 256, "accelerator": 2048}
-"""Of one part. A processor's matrix products are as fast with few; their logits should stay small."""
-
 _hands_on: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Of output layers that were met: whether their models' logits are what they return, not scaled or capped."""
+
+
+def tokens_of_a_part(layer: nn.Module, device: torch.device) -> int:
+    """How many tokens the output layer works on at a time.
+
+    Few where nothing but the processor's cache is to be won; more where each part costs a kernel's launch, or a pass
+    over the gradient of the layer's weights.
+    """
+    is_trained = any(parameter.requires_grad for parameter in layer.parameters())
+    return 512 if is_trained or device.type != "cpu" else 128
 
 
 def loss_in_output_layer(
@@ -80,7 +87,8 @@ class _Replaced:
         parameters = [parameter for parameter in self._layer.parameters() if parameter.requires_grad]
         if any(isinstance(tensor, DTensor) for tensor in (hidden, *self._layer.parameters())):
             return self._forward(hidden)
-        arguments = (self._pick(hidden), self._targets_N, self._forward, self._loss_fn, self._with_right)
+        size = tokens_of_a_part(self._layer, hidden.device)
+        arguments = (self._pick(hidden), self._targets_N, self._forward, self._loss_fn, self._with_right, size)
         loss, self.right_N = _ChunkedLoss.apply(*arguments, *parameters)
         self.loss = loss.view(1, 1, 1)
         return self.loss
@@ -104,17 +112,17 @@ class _ChunkedLoss(torch.autograd.Function):
         layer: Callable[[Tensor], Tensor],
         loss_fn: Loss,
         with_right: bool,
+        size: int,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
         # what needs a gradient; nothing does in a validation
-        wanted = [tensor for tensor, needed in zip(parameters, ctx.needs_input_grad[5:], strict=True) if needed]
+        wanted = [tensor for tensor, needed in zip(parameters, ctx.needs_input_grad[6:], strict=True) if needed]
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
         loss_sum = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         sums: list[Tensor] | None = None
         right = []
-        size = _NUM_TOKENS["cpu" if hidden_ND.device.type == "cpu" else "accelerator"]
-        for part in torch.arange(len(hidden_ND)).split(size):
-            rows = slice(int(part[0]), int(part[-1]) + 1) if len(part) else slice(0, 0)
+        for first in range(0, max(len(hidden_ND), 1), size):  # once without tokens, for gradients that are zero
+            rows = slice(first, first + size)
             with torch.set_grad_enabled(grad_ND is not None or bool(wanted)):
                 leaf = hidden_ND[rows].detach().requires_grad_(grad_ND is not None)
                 logits = layer(leaf)
@@ -122,14 +130,15 @@ class _ChunkedLoss(torch.autograd.Function):
             loss_sum += loss.detach()
             if with_right:
                 right.append(logits.detach().argmax(dim=-1) == targets_N[rows])
-            if not loss.requires_grad:
-                continue
-            grads = torch.autograd.grad(loss, [*wanted, leaf] if grad_ND is not None else wanted)
-            if grad_ND is not None:
-                grad_ND[rows] = grads[-1]
-            sums = _added(sums, grads[: len(wanted)])
+            if loss.requires_grad:
+                grads = torch.autograd.grad(loss, [*wanted, leaf] if grad_ND is not None else wanted)
+                if grad_ND is not None:
+                    grad_ND[rows] = grads[-1]
+                sums = _added(sums, grads[: len(wanted)])
+                del grads
+            del logits, loss  # before the next part's are made
         ctx.grads = (grad_ND, sums)
-        ctx.wanted = ctx.needs_input_grad[5:]
+        ctx.wanted = ctx.needs_input_grad[6:]
         ctx.dtypes = [tensor.dtype for tensor in wanted]
         right_N = torch.cat(right) if with_right else None
         if right_N is not None:
@@ -143,7 +152,7 @@ class _ChunkedLoss(torch.autograd.Function):
             grad_ND.mul_(grads[0])
         own = iter([total.mul_(grads[0]).to(dtype) for total, dtype in zip(sums or (), ctx.dtypes, strict=True)])
         of_parameters = (next(own) if needed else None for needed in ctx.wanted)
-        return grad_ND, None, None, None, None, *of_parameters
+        return grad_ND, None, None, None, None, None, *of_parameters
 
 
 def _added(sums: list[Tensor] | None, grads: Sequence[Tensor]) -> list[Tensor]:
