@@ -73,6 +73,8 @@ def our_recipe(job: Job) -> dict[str, Any]:
         "checkpoint": {"enabled": job["saves"], "checkpoint_dir": job["output"]},
         "rng": {"seed": 1},
     }
+    if job["mode"] == "identical":
+        recipe["training"] = {"padding_free": False}
     if job["lora"]:
         modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
         recipe["peft"] = {"_target_": "lora", "target_modules": modules, "r": 16, "alpha": 32}
