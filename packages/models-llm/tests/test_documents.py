@@ -6,6 +6,7 @@ from automodel.parallel.ddp import DataParallel
 from automodel.training.collate import pad
 from automodel.training.label_tokens import forward_inputs, label_logits
 from automodel.training.packing import best_fit
+from automodel_huggingface import attention
 from automodel_huggingface.attention import takes_documents
 from automodel_models_llm.causal_lm import from_config
 
@@ -38,11 +39,11 @@ def model(model_type, smollm_tokenizer, dtype="float32", **settings):
     return source, source.load_module(CPU)
 
 
-def samples(*lengths):
+def samples(*lengths, prefix=()):
     generator = torch.Generator().manual_seed(1)
     made = []
     for length in lengths:
-        ids = torch.randint(5, 1000, (length,), generator=generator).tolist()
+        ids = [*prefix, *torch.randint(5, 1000, (length - len(prefix),), generator=generator).tolist()]
         made.append({"input_ids": ids, "labels": [-100, -100, *ids[2:]]})
     return made
 
@@ -56,14 +57,31 @@ def gradients(module, batch, collate, padding_free):
     return loss.detach(), {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
 
 
+@pytest.fixture
+def computed(monkeypatch):
+    """How many positions went through a decoder layer's attention, each time one was called."""
+    numbers = []
+    own = attention._each
+
+    def counted(query_BHLD, *others):
+        numbers.append(query_BHLD.shape[2])
+        return own(query_BHLD, *others)
+
+    monkeypatch.setattr(attention, "_each", counted)
+    return numbers
+
+
+@pytest.mark.parametrize("prefix", [(), (7, 8, 9, 10, 11, 12)], ids=["apart", "shared prefix"])
 @pytest.mark.parametrize("model_type", MODELS)
-def test_end_to_end_equals_padded(model_type, smollm_tokenizer):
+def test_end_to_end_equals_padded(model_type, prefix, smollm_tokenizer, computed):
     source, module = model(model_type, smollm_tokenizer, **MODELS[model_type])
     assert source.takes_documents(module)
     collate = pad(smollm_tokenizer)
-    batch = samples(7, 3, 19, 12)
+    batch = samples(8, 13, 19, 12, prefix=prefix)
     loss, grads = gradients(module, batch, collate, padding_free=False)
     flat_loss, flat_grads = gradients(module, batch, collate, padding_free=True)
+    # of each row the last token foretells nothing
+    assert computed == [(8 + 13 + 19 + 12 - 4) - 3 * len(prefix)] * SIZES["num_hidden_layers"]
     torch.testing.assert_close(flat_loss, loss, rtol=1e-6, atol=0)
     for name, grad in grads.items():
         torch.testing.assert_close(
@@ -71,11 +89,11 @@ def test_end_to_end_equals_padded(model_type, smollm_tokenizer):
         )
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("padding_free", [True, False])
-def test_packs_equal_their_samples(attention, padding_free, smollm_tokenizer):
+def test_packs_equal_their_samples(implementation, padding_free, smollm_tokenizer):
     source = from_config(
-        {"model_type": "llama", **SIZES}, tokenizer=smollm_tokenizer.name_or_path, attn_implementation=attention
+        {"model_type": "llama", **SIZES}, tokenizer=smollm_tokenizer.name_or_path, attn_implementation=implementation
     )
     torch.manual_seed(0)
     module = source.load_module(CPU)
@@ -89,6 +107,29 @@ def test_packs_equal_their_samples(attention, padding_free, smollm_tokenizer):
     torch.testing.assert_close(packed_loss, loss, rtol=1e-6, atol=0)
     for name, grad in grads.items():
         torch.testing.assert_close(packed_grads[name], grad, rtol=1e-4, atol=1e-6)
+
+
+def test_what_no_loss_depends_on_is_left_out(smollm_tokenizer, computed):
+    _, module = model("llama", smollm_tokenizer)
+    batch = samples(20, 10, 6)
+    batch[0]["labels"][5:] = [-100] * 15
+    batch[1]["labels"] = [-100] * 10
+    collate = pad(smollm_tokenizer)
+    loss, grads = gradients(module, batch, collate, padding_free=False)
+    flat_loss, flat_grads = gradients(module, batch, collate, padding_free=True)
+    assert computed == [4 + 5] * SIZES["num_hidden_layers"]
+    torch.testing.assert_close(flat_loss, loss, rtol=1e-6, atol=0)
+    for name, grad in grads.items():
+        torch.testing.assert_close(flat_grads[name], grad, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_differs_in_each_row(smollm_tokenizer, computed):
+    _, module = model("llama", smollm_tokenizer, attention_dropout=0.1)
+    inputs = forward_inputs(pad(smollm_tokenizer)(samples(9, 9, prefix=(4, 5, 6, 7))), CPU, ALONE, padding_free=True)
+    label_logits(module.train(), inputs)
+    label_logits(module.eval(), inputs)
+    layers = SIZES["num_hidden_layers"]
+    assert computed == [16] * layers + [12] * layers
 
 
 def test_a_document_does_not_see_another(smollm_tokenizer):

@@ -1,11 +1,14 @@
 """Attention within each of several documents that lie end to end, by PyTorch's own kernels on any device.
 
-transformers has this by flash-attn only; its sdpa makes a mask of all positions by all, and computes them all.
+transformers has this by flash-attn only; its sdpa makes a mask of all positions by all, and computes them all. Tokens
+with which all documents begin (a system prompt, say) go through the model once: causal attention gives them the same
+hidden states in each.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ NAME = "sdpa_documents"
 _DOCUMENTS = "documents"
 _LONGEST_BY_HAND = 384
 """Tokens of a document on the CPU in bfloat16, in which the kernel's backward pass is slow (torch 2.15)."""
+_WORTH_SHARING = 1 / 16
+"""Of all tokens those that need not be computed again; fewer are not worth copying keys and values."""
 
 
 def attend_within_documents(module: Any) -> None:
@@ -35,7 +40,8 @@ def attend_within_documents(module: Any) -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
     module.set_attn_implementation(NAME)
     decoder = getattr(module, module.base_model_prefix)
-    decoder.register_forward_pre_hook(_with_lengths, with_kwargs=True)
+    decoder.register_forward_pre_hook(_with_documents, with_kwargs=True)
+    decoder.register_forward_hook(_for_each_document, with_kwargs=True)
 
 
 def takes_documents(module: Any) -> bool:
@@ -72,9 +78,19 @@ def document_attention(
 
 @dataclass(frozen=True, eq=False)
 class _Documents:
-    """Their lengths; an object, in which torch.compile does not look for numbers to compile for."""
+    """Of the positions that are computed; an object, in which torch.compile does not look for numbers to compile for.
+
+    Args:
+        lengths: of each document, of all but the first without the prefix.
+        prefix: tokens with which all begin, computed in the first only.
+        computed: (C), those of the T positions that the model was given; None: all.
+        places: (T), which of the computed ones each position is; None: they are the same.
+    """
 
     lengths: list[int]
+    prefix: int = 0
+    computed: Tensor | None = None
+    places: Tensor | None = None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -88,9 +104,19 @@ def _each(
     window: int | None,
 ) -> Tensor:
     with record_function("automodel.attention"):
-        parts = (tensor.split(documents.lengths, dim=2) for tensor in (query_BHLD, key_BHLD, value_BHLD))
-        outputs = [_attention(q, k, v, scale, dropout, window) for q, k, v in zip(*parts, strict=True)]
-        return torch.cat(outputs, dim=2).transpose(1, 2)
+        prefix = documents.prefix
+        parts = [_whole(tensor, documents) for tensor in (query_BHLD, key_BHLD, value_BHLD)]
+        first, *others = (_attention(q, k, v, scale, dropout, window) for q, k, v in zip(*parts, strict=True))
+        return torch.cat([first, *(output[:, :, prefix:] for output in others)], dim=2).transpose(1, 2)
+
+
+def _whole(tensor_BHLD: Tensor, documents: _Documents) -> list[Tensor]:
+    """Of each document its part (B, H, L, D), with the prefix."""
+    first, *others = tensor_BHLD.split(documents.lengths, dim=2)
+    if documents.prefix:
+        prefix = first[:, :, : documents.prefix]
+        others = [torch.cat([prefix, other], dim=2) for other in others]
+    return [first, *others]
 
 
 def _attention(
@@ -131,14 +157,57 @@ def _by_hand(
     return (weights.view(B, kv_heads, -1, L) @ value_BHLD).view(B, H, L, -1)
 
 
-def _with_lengths(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+def _with_documents(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
     """Tell each layer the documents' lengths as numbers, read once, and keep masks from being made for them."""
     if (bounds := kwargs.get("cu_seq_lens_q")) is None:
         return None
     # transformers takes a mask of four dimensions as ready made; nothing looks at this one
     ready = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=bounds.device)
     others = {name: value for name, value in kwargs.items() if not name.startswith(("cu_seq_lens_", "max_length_"))}
-    return args, {**others, _DOCUMENTS: _Documents(bounds.diff().tolist()), "attention_mask": ready}
+    lengths = bounds.diff().tolist()
+    documents = _Documents(lengths)
+    if (ids := kwargs.get("input_ids")) is not None and not _draws(module):
+        documents = _shared(ids[0], lengths)
+        if documents.computed is not None:
+            for name in ("input_ids", "position_ids"):
+                others[name] = kwargs[name][:, documents.computed]
+    return args, {**others, _DOCUMENTS: documents, "attention_mask": ready}
+
+
+def _shared(ids_T: Tensor, lengths: list[int]) -> _Documents:
+    """What to compute of documents that may begin with the same tokens; of each at least its last one."""
+    starts = [end - length for end, length in zip(accumulate(lengths), lengths, strict=True)]
+    longest = min(lengths) - 1
+    beginnings_DP = torch.stack([ids_T[start : start + longest] for start in starts])
+    prefix = int((beginnings_DP == beginnings_DP[0]).all(dim=0).int().cumprod(dim=0).sum())
+    if prefix * (len(lengths) - 1) < _WORTH_SHARING * len(ids_T):
+        return _Documents(lengths)
+    places = torch.ones(len(ids_T), dtype=torch.int64)
+    again = [slice(start, start + prefix) for start in starts[1:]]
+    for positions in again:
+        places[positions] = 0
+    computed = places.nonzero().squeeze(1)
+    places = places.cumsum(dim=0) - 1
+    for positions in again:
+        places[positions] = torch.arange(prefix)
+    own = [lengths[0], *(length - prefix for length in lengths[1:])]
+    return _Documents(own, prefix, computed.to(ids_T.device), places.to(ids_T.device))
+
+
+def _draws(module: Any) -> bool:
+    """Whether dropout is at work, which is to differ from document to document."""
+    return module.training and bool(
+        getattr(module.config, "attention_dropout", 0.0)
+        or any(isinstance(part, nn.Dropout) and part.p for part in module.modules())
+    )
+
+
+def _for_each_document(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    """Give every document the hidden states of what all share."""
+    documents: _Documents | None = kwargs.get(_DOCUMENTS)
+    if documents is not None and documents.places is not None:
+        output.last_hidden_state = output.last_hidden_state[:, documents.places]
+    return output
 
 
 def _is_plain(module: Any) -> bool:

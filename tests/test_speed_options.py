@@ -1,0 +1,85 @@
+"""The options of docs/training.md that save time and memory, from the recipe."""
+
+import pytest
+import torch
+from support import metrics
+
+BFLOAT16 = ("model.torch_dtype=bfloat16", "optimizer.lr=1e-4")
+
+
+def test_rows_with_and_without_their_padding_give_the_same_losses(automodel, recipe, tmp_path, monkeypatch):
+    shapes = []
+    own = torch.nn.Embedding.forward
+
+    def noting(module, ids):
+        shapes.append(ids.shape)
+        return own(module, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", noting)
+    automodel("train", "-c", recipe)
+    assert {shape[0] for shape in shapes} == {1}
+    positions = sum(shape.numel() for shape in shapes)
+    shapes.clear()
+    automodel("train", "-c", recipe, "training.padding_free=false", "checkpoint.checkpoint_dir=padded")
+    assert {shape[0] for shape in shapes} == {4}
+    # all begin with the same system prompt, which is half of their tokens
+    assert positions < 0.7 * sum(shape.numel() for shape in shapes)
+    assert metrics(tmp_path / "padded") == pytest.approx(metrics(tmp_path / "run"), rel=1e-5)
+
+
+def test_a_model_that_needs_padding_says_so(automodel, recipe):
+    eager = ("train", "-c", recipe, "--dry-run", "model.attn_implementation=eager")
+    assert "padding" not in automodel(*eager).stderr
+    assert "padding is computed with" in automodel(*eager, "training.padding_free=true").stderr
+    automodel(*eager, "training.padding_free=true", "--strict", expect=2)
+
+
+def test_packed_sequences_hold_all_samples_and_resume(automodel, recipe, tmp_path):
+    packed = ("train", "-c", recipe, "packed_sequence.packed_sequence_size=256", "dataloader.batch_size=1")
+    one_epoch = ("step_scheduler.max_steps=null", "step_scheduler.num_epochs=1", "step_scheduler.ckpt_every_steps=2")
+    automodel(*packed, *one_epoch)
+    automodel("train", "-c", recipe, *one_epoch, "checkpoint.checkpoint_dir=rows")
+    assert sum(metrics(tmp_path / "run", "label_tokens").values()) == sum(
+        metrics(tmp_path / "rows", "label_tokens").values()
+    )
+    assert len(metrics(tmp_path / "run")) < 40 / 2
+    losses = metrics(tmp_path / "run")
+    again = (*packed, *one_epoch, "checkpoint.checkpoint_dir=again")
+    automodel(*again, "step_scheduler.num_epochs=null", "step_scheduler.max_steps=2")
+    automodel(*again)
+    assert metrics(tmp_path / "again") == losses
+
+
+def test_a_sample_that_fits_no_sequence_is_an_error(automodel, recipe):
+    done = automodel("train", "-c", recipe, "packed_sequence.packed_sequence_size=16", expect=2)
+    assert "longer than packed_sequence_size: 16" in done.stderr
+    assert "split_across_pack: true" in done.stderr
+
+
+def test_rows_of_similar_length_follow_each_other(automodel, recipe, tmp_path):
+    one_epoch = ("step_scheduler.max_steps=null", "dataloader.group_by_length=true", "step_scheduler.grad_acc_steps=1")
+    automodel("train", "-c", recipe, *one_epoch)
+    tokens = metrics(tmp_path / "run", "tokens_per_s")
+    times = metrics(tmp_path / "run", "step_time_s")
+    lengths = [round(tokens[step] * times[step]) for step in tokens]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_training_in_bfloat16_resumes_exactly(automodel, recipe, tmp_path):
+    automodel("train", "-c", recipe, *BFLOAT16)
+    torch_own = ("optimizer.stochastic_rounding=false", "checkpoint.checkpoint_dir=rounded")
+    automodel("train", "-c", recipe, *BFLOAT16, *torch_own)
+    resumed = (*("train", "-c", recipe), *BFLOAT16, "checkpoint.checkpoint_dir=again")
+    automodel(*resumed, "step_scheduler.max_steps=3")
+    automodel(*resumed)
+    losses = metrics(tmp_path / "run")
+    assert metrics(tmp_path / "again") == losses
+    assert losses[6] < losses[1]
+    assert metrics(tmp_path / "rounded") != losses
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_losses(automodel, recipe, tmp_path):
+    automodel("train", "-c", recipe)
+    automodel("train", "-c", recipe, "training.compile=true", "checkpoint.checkpoint_dir=compiled")
+    assert metrics(tmp_path / "compiled") == pytest.approx(metrics(tmp_path / "run"), rel=1e-4)
