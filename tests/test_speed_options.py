@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from automodel.training import build
 from support import metrics
 
 BFLOAT16 = ("model.torch_dtype=bfloat16", "optimizer.lr=1e-4")
@@ -76,6 +77,14 @@ def test_training_in_bfloat16_resumes_exactly(automodel, recipe, tmp_path):
     assert metrics(tmp_path / "again") == losses
     assert losses[6] < losses[1]
     assert metrics(tmp_path / "rounded") != losses
+
+
+@pytest.mark.parametrize("option", ["model.torch_dtype=bfloat16", "training.mixed_precision=bf16"])
+@pytest.mark.parametrize("has", [True, False])
+def test_a_processor_without_bfloat16_is_told(automodel, recipe, monkeypatch, option, has):
+    monkeypatch.setattr(build, "_processor_has_bfloat16", lambda: has)
+    done = automodel("train", "-c", recipe, option, "--dry-run")
+    assert ("no instructions for bfloat16" in done.stderr) != has
 
 
 @pytest.mark.slow

@@ -124,6 +124,11 @@ def build_parts(
         raise InputError("no parameter of the model is trainable; check the sections model and peft")
     # DTensors count as the whole parameters that they are parts of
     options = dataclasses.replace(options, padding_free=_is_padding_free(options, data, module))
+    if device.type == "cpu" and _computes_in_bfloat16(module, options) and not _processor_has_bfloat16():
+        notice(
+            "this processor has no instructions for bfloat16 and takes hundreds of times longer in it: "
+            "use float32 (model.torch_dtype, and no training.mixed_precision)"
+        )
     run.num_parameters = sum(parameter.numel() for parameter in module.parameters())
     run.num_trainable_parameters = sum(parameter.numel() for parameter in trainable)
     manager.hook.model_built(module=module, run=run)
@@ -179,6 +184,15 @@ def _is_padding_free(options: TrainingOptions, data: Data, module: nn.Module) ->
     if reason is not None and options.padding_free:
         notice(f"training.padding_free: true is not usable here ({reason}); padding is computed with")
     return reason is None
+
+
+def _computes_in_bfloat16(module: nn.Module, options: TrainingOptions) -> bool:
+    return options.mixed_precision == "bf16" or any(p.dtype == torch.bfloat16 for p in module.parameters())
+
+
+def _processor_has_bfloat16() -> bool:
+    """Whether oneDNN, which multiplies matrices in bfloat16 on processors, is not known to be without them."""
+    return not torch.backends.mkldnn.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _load_model(
