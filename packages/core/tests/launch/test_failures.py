@@ -11,6 +11,13 @@ from automodel.launch.failures import is_lost_connection, is_ours_to_tell
 from automodel.launch.signals import StopRequest, stop_with_agent
 
 
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)  # which a process that has failed ignores, and its children would
+
+
 @pytest.fixture
 def one_of_two(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
