@@ -174,6 +174,7 @@ def make_job(options: argparse.Namespace, work: Path) -> Job:
         "val_rows": str(work / "validation_rows.jsonl") if best else None,
         "steps": {"identical": options.steps, "best": None, "startup": 1}[options.mode],
         "batch_size": options.batch_size,
+        "peer_batch_size": options.peer_batch_size or options.batch_size,
         "threads": options.threads,
         "lora": not options.full,
         "bf16": best and torch.ops.mkldnn._is_mkldnn_bf16_supported(),  # else it takes hundreds of times longer
@@ -259,6 +260,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of `identical`")
     parser.add_argument("--rows", type=int, default=400, help="of `best`, which is one epoch, and `startup`")
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument(
+        "--peer-batch-size", type=int, help="rows of a peer's micro-batch; it accumulates as many as make a batch"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save", type=Path, help="write the raw numbers there, as JSON; `plot` reads them")
     parser.add_argument("--plot", type=Path, help="draw the loss curves there, as SVG")

@@ -1,5 +1,8 @@
 """The options of docs/training.md that save time and memory, from the recipe."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from automodel.training import build
@@ -92,3 +95,10 @@ def test_compiled_layers_give_the_same_losses(automodel, recipe, tmp_path):
     automodel("train", "-c", recipe)
     automodel("train", "-c", recipe, "training.compile=true", "checkpoint.checkpoint_dir=compiled")
     assert metrics(tmp_path / "compiled") == pytest.approx(metrics(tmp_path / "run"), rel=1e-4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux")
+def test_tensors_on_the_cpu_lie_on_whole_pages():
+    """So does PyTorch's allocator where it asks for huge pages; otherwise a header comes first."""
+    code = "import automodel.training, torch; print(torch.empty(3_000_000).data_ptr() % 4096)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"

@@ -13,14 +13,19 @@ from transformers import TrainerCallback
 
 best = job["mode"] == "best"
 record: dict[str, Any] = {"ends": [], "counts": [], "losses": []}
+micro_batches: list[tuple[list[int], float]] = []  # counts and loss of those of the step that is going on
 
 
 class Clock(TrainerCallback):
-    """When each step ended."""
+    """When each step ended, and what it held."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note the time."""
+        """Note the time, and the sums over the step's micro-batches."""
         record["ends"].append(time.time())
+        counts, losses = zip(*micro_batches, strict=True)
+        record["counts"].append([sum(column) for column in zip(*counts, strict=True)])
+        record["losses"].append(sum(losses))  # each is divided by the label tokens of the whole step
+        micro_batches.clear()
 
 
 class Measured:
@@ -31,13 +36,13 @@ class Measured:
         positions = inputs["input_ids"].numel()
         mask = inputs.get("attention_mask")
         num_labels = int((inputs["labels"][:, 1:] != IGNORED_LABEL).sum())
-        record["counts"].append([positions if mask is None else int(mask.sum()), num_labels, positions])
+        self.counts = [positions if mask is None else int(mask.sum()), num_labels, positions]
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Note the loss, which the log rounds."""
         loss = super().training_step(*args, **kwargs)
-        record["losses"].append(float(loss))
+        micro_batches.append((self.counts, float(loss)))
         return loss
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -68,8 +73,8 @@ def arguments() -> dict[str, Any]:
         "output_dir": job["output"],
         "max_steps": job["steps"] or -1,
         "num_train_epochs": 1,
-        "per_device_train_batch_size": job["batch_size"],
-        "gradient_accumulation_steps": 1,
+        "per_device_train_batch_size": job["peer_batch_size"],
+        "gradient_accumulation_steps": job["batch_size"] // job["peer_batch_size"],
         "learning_rate": 1e-4,
         "lr_scheduler_type": "constant",
         "weight_decay": 0.0,
