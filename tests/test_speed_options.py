@@ -21,6 +21,7 @@ def test_rows_with_and_without_their_padding_give_the_same_losses(automodel, rec
 
     monkeypatch.setattr(torch.nn.Embedding, "forward", noting)
     automodel("train", "-c", recipe)
+    del shapes[:2]  # of what is tried out before the first step
     assert {shape[0] for shape in shapes} == {1}
     positions = sum(shape.numel() for shape in shapes)
     shapes.clear()

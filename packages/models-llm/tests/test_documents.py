@@ -4,7 +4,7 @@ import pytest
 import torch
 from automodel.parallel.ddp import DataParallel
 from automodel.training.collate import pad
-from automodel.training.label_tokens import forward_inputs, label_logits
+from automodel.training.label_tokens import forward_inputs, keeps_documents_apart, label_logits
 from automodel.training.packing import best_fit
 from automodel_huggingface import attention
 from automodel_huggingface.attention import takes_documents
@@ -76,6 +76,8 @@ def computed(monkeypatch):
 def test_end_to_end_equals_padded(model_type, prefix, smollm_tokenizer, computed):
     source, module = model(model_type, smollm_tokenizer, **MODELS[model_type])
     assert source.takes_documents(module)
+    assert keeps_documents_apart(module, CPU, ALONE, tolerance=1e-3)
+    computed.clear()
     collate = pad(smollm_tokenizer)
     batch = samples(8, 13, 19, 12, prefix=prefix)
     loss, grads = gradients(module, batch, collate, padding_free=False)
@@ -112,8 +114,8 @@ def test_packs_equal_their_samples(implementation, padding_free, smollm_tokenize
 def test_what_no_loss_depends_on_is_left_out(smollm_tokenizer, computed):
     _, module = model("llama", smollm_tokenizer)
     batch = samples(20, 10, 6)
-    batch[0]["labels"][5:] = [-100] * 15
-    batch[1]["labels"] = [-100] * 10
+    batch[0]["labels"] = [-100] * 20
+    batch[1]["labels"][5:] = [-100] * 5
     collate = pad(smollm_tokenizer)
     loss, grads = gradients(module, batch, collate, padding_free=False)
     flat_loss, flat_grads = gradients(module, batch, collate, padding_free=True)
@@ -123,8 +125,13 @@ def test_what_no_loss_depends_on_is_left_out(smollm_tokenizer, computed):
         torch.testing.assert_close(flat_grads[name], grad, rtol=1e-4, atol=1e-6)
 
 
-def test_dropout_differs_in_each_row(smollm_tokenizer, computed):
-    _, module = model("llama", smollm_tokenizer, attention_dropout=0.1)
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [("llama", {"attention_dropout": 0.1}), ("starcoder2", {"residual_dropout": 0.1})],
+    ids=["attention", "residual"],
+)
+def test_dropout_differs_in_each_row(model_type, settings, smollm_tokenizer, computed):
+    _, module = model(model_type, smollm_tokenizer, **settings)
     inputs = forward_inputs(pad(smollm_tokenizer)(samples(9, 9, prefix=(4, 5, 6, 7))), CPU, ALONE, padding_free=True)
     label_logits(module.train(), inputs)
     label_logits(module.eval(), inputs)
@@ -162,6 +169,22 @@ def test_bfloat16_by_hand_is_as_near_to_float32_as_the_kernel(smollm_tokenizer):
 def test_a_model_that_mixes_positions_otherwise_is_left_as_it_is(smollm_tokenizer):
     source, module = model("lfm2", smollm_tokenizer, layer_types=["conv", "full_attention", "conv"])
     assert not source.takes_documents(module)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),  # does not call what its own decoder is hooked to
+        ("nemotron", {}),  # tells its attention nothing
+        ("phimoe", {"sliding_window": 4, "num_local_experts": 4}),  # nor how far it reaches
+    ],
+)
+def test_a_model_whose_rows_would_mix_is_found_out(model_type, settings, smollm_tokenizer):
+    source, module = model(model_type, smollm_tokenizer, **settings)
+    assert source.takes_documents(module)
+    assert not keeps_documents_apart(module, CPU, ALONE, tolerance=1e-3)
+    inputs = forward_inputs(pad(smollm_tokenizer)(samples(9, 6)), CPU, ALONE, padding_free=False)
+    assert label_logits(module, inputs).isfinite().all()
 
 
 def test_generation_and_saving_are_as_before(smollm_tokenizer, tmp_path):

@@ -90,3 +90,52 @@ def test_a_batch_without_labels_costs_nothing_and_gives_every_parameter_a_gradie
     loss.backward()
     assert loss.item() == 0
     assert all((p.grad == 0).all() for p in model.parameters() if p.requires_grad)
+
+
+class Sliced(WithLayer):
+    """A model that leaves the logits of a padded vocabulary out."""
+
+    def forward(self, **inputs):
+        out = super().forward(**inputs)
+        out.logits = out.logits[..., :15]
+        return out
+
+    forward.__signature__ = WithLayer.forward.__signature__
+
+
+@pytest.mark.parametrize("first", ["no label", "not finite"])
+def test_whether_logits_are_handed_on_is_found_out_whatever_the_first_loss_is(model, first):
+    batch = COLLATE(rows(2))
+    if first == "no label":
+        batch["labels"][:] = -100
+    model.scale = 3.0
+    plain, handing_on = copy.deepcopy(model), copy.deepcopy(model)
+    handing_on.scale = None
+    loss_fn = cross_entropy()
+    for module in (model, handing_on):
+        if first == "not finite":
+            label_loss(module, INPUTS, lambda logits, targets: loss_fn(logits, targets) * torch.nan)
+        else:
+            label_loss(module, forward_inputs(batch, CPU, DataParallel(CPU), padding_free=False), loss_fn)
+    assert not output_layer._hands_on[model.head]
+    assert output_layer._hands_on[handing_on.head]
+    torch.manual_seed(1)
+    found = label_loss(model, INPUTS, loss_fn).loss_sum
+    torch.manual_seed(1)
+    torch.testing.assert_close(found, by_all_logits(plain, loss_fn)[0])
+
+
+def test_logits_that_the_model_leaves_out_are_left_out():
+    torch.manual_seed(0)
+    model = Sliced()
+    batch = COLLATE(rows(6, vocabulary=15))
+    inputs = forward_inputs(batch, CPU, DataParallel(CPU), padding_free=False)
+    wanted = cross_entropy()(label_logits(model, inputs), inputs.picked(inputs.targets))
+    for _ in range(2):
+        torch.testing.assert_close(label_loss(model, inputs, cross_entropy()).loss_sum, wanted)
+
+
+def test_a_validation_makes_no_gradients(model, monkeypatch):
+    monkeypatch.setattr(torch.autograd, "grad", lambda *args, **kwargs: pytest.fail("a gradient was made"))
+    with torch.no_grad():
+        label_loss(model.eval(), INPUTS, cross_entropy())

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 from automodel import InputError
-from automodel.training.packing import best_fit
+from automodel.training.packing import best_fit, sample_lengths
 
 
 def samples(num, longest=50, seed=0):
@@ -71,3 +71,12 @@ def test_data_of_unknown_length_is_refused():
 def test_size_zero_does_not_pack():
     rows = samples(3)
     assert best_fit(rows, 0) is rows
+
+
+def test_samples_that_are_no_text_have_no_length():
+    class Images(list):
+        def default_collate(self, processor):
+            return processor
+
+    with pytest.raises(InputError, match="group_by_length"):
+        sample_lengths(Images([{"pixel_values": 0}]))

@@ -134,3 +134,24 @@ def test_label_smoothing_is_torchs():
     logits, labels = torch.randn(6, 17), torch.randint(0, 17, (6,))
     expected = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
     torch.testing.assert_close(cross_entropy(label_smoothing=0.1)(logits, labels), expected)
+
+
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_a_label_that_only_padding_could_foretell_does_not_count(padding_free):
+    batch = COLLATE(rows(3))
+    batch["labels"] = batch["input_ids"].clone()
+    batch["attention_mask"][0, :2] = 0  # padding on the left: nothing that can be seen comes before the third token
+    inputs = forward_inputs(batch, CPU, ALONE, padding_free)
+    torch.manual_seed(0)
+    options = TrainingOptions(padding_free=padding_free)
+    module = AnyRows()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+    result = train_step(module, [batch], cross_entropy(), optimizer, options, CPU, ALONE)
+    assert result.num_label_tokens == len(inputs.picked(inputs.targets))
+
+
+class AnyRows(TinyLM):
+    """A model that takes what tells it of documents, and does not look at it."""
+
+    def forward(self, input_ids, use_cache=False, logits_to_keep=None, **told):
+        return super().forward(input_ids, logits_to_keep=logits_to_keep)

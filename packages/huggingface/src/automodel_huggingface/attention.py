@@ -28,6 +28,12 @@ _WORTH_SHARING = 1 / 16
 """Of all tokens those that need not be computed again; fewer are not worth copying keys and values."""
 
 
+_NOT_TOLD = (
+    "the model's layers do not tell its attention where documents begin, or how far it reaches: set "
+    "training.padding_free: false"
+)
+
+
 def attend_within_documents(module: Any) -> None:
     """Let a transformers model with sdpa attention read documents that lie end to end, in place; or leave it as it is.
 
@@ -45,7 +51,7 @@ def attend_within_documents(module: Any) -> None:
 
 
 def takes_documents(module: Any) -> bool:
-    """Whether a model reads documents that lie end to end and are told by `cu_seq_lens_q`."""
+    """Whether a model should read documents that lie end to end and are told by `cu_seq_lens_q`."""
     name = module.config._attn_implementation
     return name == NAME or (name.startswith("flash_attention") and _is_plain(module))
 
@@ -68,11 +74,16 @@ def document_attention(
     """
     bounds: _Documents | None = kwargs.pop(_DOCUMENTS, None)
     if bounds is None:
+        if attention_mask is not None and not attention_mask.numel():
+            raise InputError(_NOT_TOLD)  # a layer that does not hand on what its model was given
         return sdpa_attention_forward(
             module, query_BHLD, key_BHLD, value_BHLD, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
     if unknown := [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]:
         raise InputError(f"attention within documents knows no {', '.join(unknown)}: set training.padding_free: false")
+    config: Any = module.config
+    if sliding_window is None and getattr(config, "sliding_window", None) and not getattr(config, "layer_types", None):
+        raise InputError(_NOT_TOLD)
     return _each(query_BHLD, key_BHLD, value_BHLD, bounds, scaling, dropout, sliding_window), None
 
 
@@ -107,7 +118,7 @@ def _each(
         prefix = documents.prefix
         parts = [_whole(tensor, documents) for tensor in (query_BHLD, key_BHLD, value_BHLD)]
         first, *others = (_attention(q, k, v, scale, dropout, window) for q, k, v in zip(*parts, strict=True))
-        return torch.cat([first, *(output[:, :, prefix:] for output in others)], dim=2).transpose(1, 2)
+        return torch.cat([first, *(output[:, :, prefix:] for output in others)], dim=2).transpose(1, 2).contiguous()
 
 
 def _whole(tensor_BHLD: Tensor, documents: _Documents) -> list[Tensor]:
@@ -196,8 +207,9 @@ def _shared(ids_T: Tensor, lengths: list[int]) -> _Documents:
 
 def _draws(module: Any) -> bool:
     """Whether dropout is at work, which is to differ from document to document."""
-    return module.training and bool(
-        getattr(module.config, "attention_dropout", 0.0)
+    settings = vars(module.config.get_text_config()).items()
+    return module.training and (
+        any(value for name, value in settings if "drop" in name or "jitter" in name)
         or any(isinstance(part, nn.Dropout) and part.p for part in module.modules())
     )
 

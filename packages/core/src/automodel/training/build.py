@@ -25,6 +25,7 @@ from automodel.recipe import Recipe, Target
 from automodel.suggest import did_you_mean
 from automodel.training.activation_checkpointing import checkpoint_activations
 from automodel.training.compilation import compile_layers
+from automodel.training.label_tokens import keeps_documents_apart
 from automodel.training.options import TrainingOptions
 from automodel.training.parts import Parts
 from automodel.training.rng import Seeds
@@ -123,7 +124,8 @@ def build_parts(
     if not trainable:
         raise InputError("no parameter of the model is trainable; check the sections model and peft")
     # DTensors count as the whole parameters that they are parts of
-    options = dataclasses.replace(options, padding_free=_is_padding_free(options, data, module))
+    is_padding_free = _is_padding_free(options, data, module, forward, device)
+    options = dataclasses.replace(options, padding_free=is_padding_free)
     if device.type == "cpu" and _computes_in_bfloat16(module, options) and not _processor_has_bfloat16():
         notice(
             "this processor has no instructions for bfloat16 and takes hundreds of times longer in it: "
@@ -172,15 +174,25 @@ def _check_metric(checkpointer: Checkpointer, data: Data) -> None:
         raise InputError(f"metric_for_best_model: {metric} needs a section validation_dataset")
 
 
-def _is_padding_free(options: TrainingOptions, data: Data, module: nn.Module) -> bool:
+def _is_padding_free(
+    options: TrainingOptions, data: Data, module: nn.Module, forward: nn.Module, device: torch.device
+) -> bool:
     """Whether rows are laid end to end; says why not if the recipe asks for it."""
     if options.padding_free is False:
         return False
     reason = None
+    is_float32 = not options.mixed_precision and all(p.dtype == torch.float32 for p in module.parameters())
     if data.parallelism.splits_positions:
         reason = "context and sequence parallelism share out the positions of padded rows"
     elif not (isinstance(data.source, PaddingFree) and data.source.takes_documents(module)):
         reason = f"{data.source.name} has no attention for it"
+    elif not keeps_documents_apart(
+        forward,
+        device,
+        data.parallelism,
+        1e-3 if is_float32 else 0.05,  # of what bfloat16 rounds
+    ):
+        reason = f"without padding the rows of {data.source.name} mix"
     if reason is not None and options.padding_free:
         notice(f"training.padding_free: true is not usable here ({reason}); padding is computed with")
     return reason is None

@@ -45,12 +45,12 @@ def laid_end_to_end(
 
 
 def _is_learnt_from(positions_T: Tensor, targets_T: Tensor) -> Tensor:
-    """Whether a label of its document comes at or after each position; the very first one always is."""
+    """Whether a label of its document comes at or after each position; the first one is if none is."""
     starts = positions_T == 0
     document_T = starts.cumsum(dim=0) - 1
     last_D = torch.full((int(starts.sum()),), -1)
     labelled = (targets_T != IGNORED_LABEL).nonzero().squeeze(1)
     last_D = last_D.scatter_reduce(0, document_T[labelled], labelled, "amax")
     kept_T = torch.arange(len(positions_T)) <= last_D[document_T]
-    kept_T[0] = True  # a forward pass needs something
+    kept_T[0] |= not kept_T.any()  # a forward pass needs something
     return kept_T

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
 
+from automodel.errors import InputError
 from automodel.interfaces import Batch, Loss, Parallelism
 from automodel.training.collate import IGNORED_LABEL
 from automodel.training.documents import is_text, laid_end_to_end
@@ -62,7 +63,7 @@ def forward_inputs(batch: Batch, device: torch.device, parallelism: Parallelism,
     All that looks at values is done before they are on the device, which need not be waited for.
     """
     arguments: dict[str, Any] = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    targets_BL = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)
+    targets_BL = shifted_targets(batch)
     arguments, targets_BL = parallelism.local_part(arguments, targets_BL)
     rows_BL = torch.arange(len(targets_BL), device=targets_BL.device)[:, None].expand_as(targets_BL)
     if padding_free and is_text(arguments):
@@ -80,6 +81,14 @@ def forward_inputs(batch: Batch, device: torch.device, parallelism: Parallelism,
         _on(device, rows_BL[:, columns_K]),
         all_labelled=bool((targets_BK != IGNORED_LABEL).all()),
     )
+
+
+def shifted_targets(batch: Batch) -> Tensor:
+    """What each position of a micro-batch is to foretell (B, L): the next one's label; -100 where padding would."""
+    targets_BL = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)
+    if "attention_mask" in batch:
+        targets_BL = targets_BL.masked_fill(batch["attention_mask"] == 0, IGNORED_LABEL)
+    return targets_BL
 
 
 def label_loss(module: nn.Module, inputs: ForwardInputs, loss_fn: Loss, *, with_right: bool = False) -> LabelTokens:
@@ -107,6 +116,37 @@ def label_loss(module: nn.Module, inputs: ForwardInputs, loss_fn: Loss, *, with_
         logits_NV = inputs.picked(logits)
         right_N = logits_NV.argmax(dim=-1) == targets_N if with_right else None
         return LabelTokens(loss_fn(logits_NV, targets_N), rows_N, right_N)
+
+
+@torch.no_grad()
+def keeps_documents_apart(module: nn.Module, device: torch.device, parallelism: Parallelism, tolerance: float) -> bool:
+    """Whether a model gives rows the same logits without padding as with it, tried out on two of a few tokens.
+
+    All processes call it together.
+
+    Args:
+        module: what is called in the forward pass.
+        device: that it computes on.
+        parallelism: of the run.
+        tolerance: the largest difference, as a part of the largest logit.
+    """
+    ids = torch.arange(20, 34).view(2, 7)
+    mask = torch.ones_like(ids)
+    mask[0, 4:] = 0
+    rows = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED_LABEL)}
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.compiler.set_stance("force_eager"):  # so few tokens are nothing to compile for
+            without, padded = (
+                label_logits(module, forward_inputs(rows, device, parallelism, padding_free)).float()
+                for padding_free in (True, False)
+            )
+    except (InputError, RuntimeError, TypeError, ValueError):
+        return False
+    finally:
+        module.train(was_training)
+    return bool((without - padded).abs().max() <= tolerance * padded.abs().max())
 
 
 def label_logits(module: nn.Module, inputs: ForwardInputs) -> Tensor:

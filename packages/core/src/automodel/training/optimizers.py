@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw as adamw_update
 
-_CHUNK = 2**18
-"""Parameters that are updated at a time: what is made of them stays in a processor's cache."""
+_CHUNK, _CHUNK_ON_CPU = 2**25, 2**18
+"""Parameters that are updated at a time: what is made of them is small, and stays in a processor's cache."""
 
 
 def adamw(
@@ -83,7 +83,8 @@ class RoundingAdamW(torch.optim.Optimizer):
                 state[name] = torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.preserve_format)
         number = int(state["step"])
         tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-        flat = [_local(tensor).view(-1).split(_CHUNK) for tensor in tensors]
+        chunk = _CHUNK_ON_CPU if parameter.device.type == "cpu" else _CHUNK
+        flat = [_local(tensor).view(-1).split(chunk) for tensor in tensors]
         noise = torch.Generator(flat[0][0].device).manual_seed(number << 20 | place) if flat[0] else None
         for values, grad, exp_avg, exp_avg_sq in zip(*flat, strict=True):
             exact = values.float()

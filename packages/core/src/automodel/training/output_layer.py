@@ -63,35 +63,43 @@ def loss_in_output_layer(
     finally:
         replaced.undo()
     if before is not None:
-        _hands_on[layer] = replaced.loss is not None and torch.equal(replaced.loss, logits)
+        _hands_on[layer] = replaced.known is not None and _ends_with(logits, replaced.known)
         if not _hands_on[layer]:  # the forward pass is done again in the other way, with the same dropout
             _restore(before, targets_N.device)
             return None
     # through the model's output, which is where some parallelisms begin their backward pass
-    return logits.sum(), replaced.right_N
+    return logits[..., 0].sum(), replaced.right_N
 
 
 class _Replaced:
-    """The forward of an output layer that returns the loss."""
+    """The forward of an output layer that returns the loss.
+
+    At the layer's first time known numbers follow it, one for each further logit: what the model does to them, it does
+    to logits. The loss would not tell, if it is 0 or not finite, and not be the same on every process.
+    """
 
     def __init__(
         self, layer: nn.Module, pick: Callable[[Tensor], Tensor], targets_N: Tensor, loss_fn: Loss, with_right: bool
     ) -> None:
-        self.loss: Tensor | None = None
+        self.known: Tensor | None = None
         self.right_N: Tensor | None = None
         self._layer, self._own = layer, layer.__dict__.get("forward")
         self._forward = layer.forward
         self._pick, self._targets_N, self._loss_fn, self._with_right = pick, targets_N, loss_fn, with_right
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        parameters = [parameter for parameter in self._layer.parameters() if parameter.requires_grad]
+        trained = torch.is_grad_enabled()  # not in a validation
+        parameters = [parameter for parameter in self._layer.parameters() if trained and parameter.requires_grad]
         if any(isinstance(tensor, DTensor) for tensor in (hidden, *self._layer.parameters())):
             return self._forward(hidden)
         size = tokens_of_a_part(self._layer, hidden.device)
         arguments = (self._pick(hidden), self._targets_N, self._forward, self._loss_fn, self._with_right, size)
-        loss, self.right_N = _ChunkedLoss.apply(*arguments, *parameters)
-        self.loss = loss.view(1, 1, 1)
-        return self.loss
+        loss, self.right_N, num_logits = _ChunkedLoss.apply(*arguments, *parameters)
+        returned = loss.view(1, 1, 1)
+        if self._layer in _hands_on:
+            return returned
+        self.known = torch.arange(1, num_logits, dtype=loss.dtype, device=loss.device)
+        return torch.cat([returned, self.known.view(1, 1, -1)], dim=-1)
 
     def undo(self) -> None:
         """Give the layer its own forward back."""
@@ -114,7 +122,7 @@ class _ChunkedLoss(torch.autograd.Function):
         with_right: bool,
         size: int,
         *parameters: Tensor,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, int]:
         # what needs a gradient; nothing does in a validation
         wanted = [tensor for tensor, needed in zip(parameters, ctx.needs_input_grad[6:], strict=True) if needed]
         grad_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
@@ -136,6 +144,7 @@ class _ChunkedLoss(torch.autograd.Function):
                     grad_ND[rows] = grads[-1]
                 sums = _added(sums, grads[: len(wanted)])
                 del grads
+            num_logits = logits.shape[-1]
             del logits, loss  # before the next part's are made
         ctx.grads = (grad_ND, sums)
         ctx.wanted = ctx.needs_input_grad[6:]
@@ -143,7 +152,7 @@ class _ChunkedLoss(torch.autograd.Function):
         right_N = torch.cat(right) if with_right else None
         if right_N is not None:
             ctx.mark_non_differentiable(right_N)
-        return loss_sum, right_N
+        return loss_sum, right_N, num_logits
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,6 +162,10 @@ class _ChunkedLoss(torch.autograd.Function):
         own = iter([total.mul_(grads[0]).to(dtype) for total, dtype in zip(sums or (), ctx.dtypes, strict=True)])
         of_parameters = (next(own) if needed else None for needed in ctx.wanted)
         return grad_ND, None, None, None, None, None, *of_parameters
+
+
+def _ends_with(logits: Tensor, known: Tensor) -> bool:
+    return logits.shape == (1, 1, 1 + len(known)) and torch.equal(logits[0, 0, 1:].to(known.dtype), known)
 
 
 def _added(sums: list[Tensor] | None, grads: Sequence[Tensor]) -> list[Tensor]:

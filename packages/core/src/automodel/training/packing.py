@@ -92,8 +92,6 @@ def best_fit(dataset: Any, packed_sequence_size: int, split_across_pack: bool = 
         return dataset
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise InputError("packed_sequence needs data of known length: leave streaming out, or packed_sequence")
-    if isinstance(dataset, CollatingDataset):
-        raise InputError("packed_sequence is for data sets of text; this one brings images: leave the section out")
     lengths = sample_lengths(dataset)
     order = np.random.default_rng(seed).permutation(len(lengths)).tolist()
     if split_across_pack:
@@ -108,7 +106,16 @@ def best_fit(dataset: Any, packed_sequence_size: int, split_across_pack: bool = 
 
 
 def sample_lengths(dataset: Any) -> list[int]:
-    """Tokens of each sample: what the data set says in `lengths`, or what its samples have."""
+    """Tokens of each sample: what the data set says in `lengths`, or what its samples have.
+
+    Raises:
+        InputError: the samples are no text.
+    """
+    if isinstance(dataset, CollatingDataset):
+        raise InputError(
+            "packed_sequence and dataloader.group_by_length are for data sets of text; this one brings images: leave "
+            "them out"
+        )
     if hasattr(dataset, "lengths"):
         lengths: list[int] = np.asarray(dataset.lengths).tolist()
         return lengths

@@ -15,7 +15,7 @@ from automodel.interfaces import Batch, Loss, Parallelism
 from automodel.parallel.gradients import clip_grad_norm
 from automodel.parallel.groups import group_size, summed
 from automodel.training.collate import IGNORED_LABEL
-from automodel.training.label_tokens import forward_inputs, label_loss
+from automodel.training.label_tokens import forward_inputs, label_loss, shifted_targets
 from automodel.training.options import TrainingOptions
 
 
@@ -52,7 +52,7 @@ def train_step(
         RunError: the loss or the gradient is not finite and `on_nonfinite` is `stop`.
     """
     dp_group, cp_group = parallelism.dp_group, parallelism.cp_group
-    num_label_tokens = sum(int((batch["labels"][:, 1:] != IGNORED_LABEL).sum()) for batch in micro_batches)
+    num_label_tokens = sum(int((shifted_targets(batch) != IGNORED_LABEL).sum()) for batch in micro_batches)
     num_tokens = sum(int(batch["attention_mask"].sum()) for batch in micro_batches if "attention_mask" in batch)
     num_label_tokens, num_tokens = summed(torch.tensor([num_label_tokens, num_tokens]), dp_group).tolist()
     if not num_label_tokens:
