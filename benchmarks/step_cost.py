@@ -166,9 +166,9 @@ def flat(directory: Path) -> None:
     train(
         recipe(
             directory,
-            texts(250, seed=0),
+            texts(800, seed=0),
             full=False,
-            dataset={"max_length": 48, "truncation": "right"},
+            dataset={"max_length": 48, "truncation": "skip"},
             dataloader={"batch_size": 1, "drop_last": True},
             step_scheduler={"max_steps": 10 * WINDOW, "num_epochs": 100},
         )
