@@ -6,7 +6,7 @@ import torch
 from automodel import InputError, RunError
 from automodel.parallel.ddp import DataParallel
 from automodel.training.collate import pad
-from automodel.training.label_tokens import forward_inputs, label_logits
+from automodel.training.label_tokens import forward_inputs, keeps_documents_apart, label_logits
 from automodel.training.loss import cross_entropy
 from automodel.training.options import TrainingOptions
 from automodel.training.step import train_step
@@ -155,3 +155,20 @@ class AnyRows(TinyLM):
 
     def forward(self, input_ids, use_cache=False, logits_to_keep=None, **told):
         return super().forward(input_ids, logits_to_keep=logits_to_keep)
+
+
+def test_rows_that_mix_are_found_out_with_few_words():
+    torch.manual_seed(0)
+    assert not keeps_documents_apart(AnyRows(vocabulary=9), CPU, ALONE, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("without_padding", [False, True])
+def test_other_failures_are_not_taken_for_rows_that_mix(without_padding):
+    class Failing(AnyRows):
+        def forward(self, input_ids, use_cache=False, logits_to_keep=None, **told):
+            if ("cu_seq_lens_q" in told) == without_padding:
+                raise torch.OutOfMemoryError if without_padding else RuntimeError
+            return super().forward(input_ids, logits_to_keep=logits_to_keep)
+
+    with pytest.raises(RuntimeError):
+        keeps_documents_apart(Failing(), CPU, ALONE, tolerance=1e-3)
