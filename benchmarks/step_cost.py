@@ -123,7 +123,7 @@ def framework(directory: Path, full: bool) -> None:
 
     step_module.label_loss = timed(step_module.label_loss)
     step_module.clip_grad_norm = timed(step_module.clip_grad_norm)
-    torch.Tensor.backward = timed(torch.Tensor.backward)  # type: ignore[method-assign]  # to be seen from outside
+    torch.Tensor.backward = timed(torch.Tensor.backward)  # type: ignore[method-assign]  # the loop calls it on the loss, which nothing else sees
     register_optimizer_step_pre_hook(begin_update)
     register_optimizer_step_post_hook(end_update)
     clock = Clock(note)

@@ -81,7 +81,7 @@ def document_attention(
         )
     if unknown := [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]:
         raise InputError(f"attention within documents knows no {', '.join(unknown)}: set training.padding_free: false")
-    config: Any = module.config
+    config: Any = module.config  # not every family's has windows or kinds of layers
     if sliding_window is None and getattr(config, "sliding_window", None) and not getattr(config, "layer_types", None):
         raise InputError(_NOT_TOLD)
     return _each(query_BHLD, key_BHLD, value_BHLD, bounds, scaling, dropout, sliding_window), None
@@ -104,7 +104,7 @@ class _Documents:
     places: Tensor | None = None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no annotations there
 def _each(
     query_BHLD: Tensor,
     key_BHLD: Tensor,
@@ -223,7 +223,7 @@ def _for_each_document(module: nn.Module, args: Any, kwargs: dict[str, Any], out
 
 
 def _is_plain(module: Any) -> bool:
-    config = module.config.get_text_config()
+    config = module.config.get_text_config()  # what is not in it, the family does not have
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return (
         module._supports_attention_backend

@@ -53,7 +53,7 @@ class RoundingAdamW(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch overloads it
         """Update all parameters that have a gradient."""
         if closure is not None:
             raise ValueError("no closure is called here")
