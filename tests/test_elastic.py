@@ -96,6 +96,7 @@ def test_data_workers_take_no_signal_and_end_with_the_process_that_reads_from_th
     assert [step for step, _ in directory.checkpoints(tmp_path / "run")]
 
 
+@pytest.mark.slow  # the signal to the agent goes on bit for bit too
 def test_a_signal_to_a_single_process_saves_and_it_goes_on_bit_for_bit(automodel, recipe, tmp_path, undisturbed):
     process = automodel.start("train", "-c", recipe, *STEPS)
     wait_for_step(tmp_path / "run", 3, process)

@@ -22,7 +22,9 @@ def model_directory(tmp_path):
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("name", ["production_training_pipeline", "production_training_pipeline_no_peft"])
+@pytest.mark.parametrize(
+    "name", ["production_training_pipeline", pytest.param("production_training_pipeline_no_peft", marks=pytest.mark.slow)]
+)
 def test_the_production_recipes_run_unchanged(automodel, model_directory, data, tmp_path, monkeypatch, name):
     for variable, value in {"DATA_PATH": data, "MAX_STEPS": 3, "CKPT_EVERY": 2, "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(variable, str(value))

@@ -47,6 +47,7 @@ def test_parameters_and_optimizer_state_are_what_a_run_holds(automodel, recipe, 
         assert plan[name] == pytest.approx(value, rel=0.01), name
 
 
+@pytest.mark.slow
 def test_activations_are_what_the_peak_of_memory_grows_by(automodel, recipe, tmp_path, rows_of_one_length):
     """Peaks of two batch sizes are compared, so that what the libraries take cancels out.
 

@@ -175,7 +175,8 @@ def test_a_tower_without_a_gradient_trains_under_ddp_when_it_is_looked_for(autom
     assert len(metrics(tmp_path / "run")) == 2
 
 
-@pytest.mark.parametrize("peft", [(), pytest.param(LORA, marks=pytest.mark.slow)], ids=["full", "lora"])
+@pytest.mark.slow  # the loop and the checkpoints are those of text models
+@pytest.mark.parametrize("peft", [(), LORA], ids=["full", "lora"])
 def test_a_killed_run_goes_on_bit_for_bit(automodel, recipe, gemma3, tmp_path, peft):
     command = ("train", "-c", recipe, of(gemma3), *peft, "step_scheduler.max_steps=60", "dataloader.num_workers=1")
     command = (*command, "step_scheduler.ckpt_every_steps=5")
