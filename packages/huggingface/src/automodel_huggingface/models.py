@@ -67,9 +67,11 @@ class _Model:
             )
         save_where_called(module)
         self.prepare(module)
-        if module.config._attn_implementation == "sdpa":
-            from automodel_huggingface.attention import attend_within_documents  # imports torch
+        from automodel_huggingface.attention import attend_within_documents  # imports torch
+        from automodel_huggingface.fused_layers import fuse_layers
 
+        fuse_layers(module)
+        if module.config._attn_implementation == "sdpa":
             attend_within_documents(module)
         if self.use_liger_kernel:
             apply_liger(module, device)
