@@ -23,7 +23,8 @@ def model_directory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["production_training_pipeline", pytest.param("production_training_pipeline_no_peft", marks=pytest.mark.slow)]
+    "name",
+    ["production_training_pipeline", pytest.param("production_training_pipeline_no_peft", marks=pytest.mark.slow)],
 )
 def test_the_production_recipes_run_unchanged(automodel, model_directory, data, tmp_path, monkeypatch, name):
     for variable, value in {"DATA_PATH": data, "MAX_STEPS": 3, "CKPT_EVERY": 2, "WANDB_SILENT": "true"}.items():
