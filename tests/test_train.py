@@ -51,7 +51,16 @@ def test_finetune_llm_and_python_do_what_train_does(automodel, recipe, tmp_path,
     automodel("finetune", "llm", "-c", recipe, "checkpoint.checkpoint_dir=second")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     script = (
-        "from automodel import train\n"
+        "import gc\n"
+        "from automodel import hookimpl, plugins, train\n"
+        "class Watch:\n"
+        "    @hookimpl\n"
+        "    def model_built(self):\n"
+        "        assert not gc.isenabled()\n"
+        "    @hookimpl\n"
+        "    def step_end(self):\n"
+        "        assert gc.isenabled()\n"
+        "plugins.installed().manager.register(Watch())\n"
         f"result = train({str(recipe)!r}, overrides={{'checkpoint.checkpoint_dir': 'third'}})\n"
         "assert result.step == 6 and result.checkpoint.name == 'step_6', result\n"
         "print(result.metrics['loss'])\n"

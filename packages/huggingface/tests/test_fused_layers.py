@@ -1,6 +1,8 @@
 """Fused layers give the results and gradients of transformers' own, and keep less for the backward pass."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -34,7 +36,7 @@ def plain_and_fused(model_type, dtype=torch.float32, **settings):
 
 
 def fused_names(module):
-    return {type(part).__name__ for part in module.modules() if "forward" in part.__dict__}
+    return {type(part).__name__ for part in module.modules() if hasattr(part, "plain_forward")}
 
 
 def outcome(module):
@@ -119,6 +121,18 @@ def test_a_copy_of_a_fused_layer_is_on_its_own():
     hidden = torch.randn(3, 32)
     assert not other(hidden).any()
     assert norm(hidden).any()
+
+
+def test_a_fused_model_is_gone_when_nobody_has_it():
+    _, fused = plain_and_fused("llama")
+    weight = weakref.ref(fused.model.layers[0].mlp.up_proj.weight)
+    gc.collect()
+    gc.disable()
+    try:
+        del fused
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_compiled_layers_are_compiled_from_the_models_own_code():

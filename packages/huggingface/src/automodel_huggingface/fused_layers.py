@@ -8,7 +8,8 @@ a third of a step's memory.
 
 from __future__ import annotations
 
-from types import CodeType, MethodType
+from functools import cache
+from types import CodeType
 from typing import Any
 
 import torch
@@ -18,32 +19,42 @@ from torch.distributed.tensor import DTensor
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 
-def fuse_layers(module: Any) -> None:
+def fuse_layers(module: nn.Module) -> None:
     """Fuse the RMS norms and gated MLPs of a transformers model, in place; their results stay the same.
 
     Most families have those of Llama, each a copy of its own: a layer is taken for one if its forward is the same code.
     """
     for layer in module.modules():
-        if _has_forward_of(LlamaRMSNorm, layer):
-            layer.forward = MethodType(_normalised, layer)
-        elif _has_forward_of(LlamaMLP, layer) and not any(True for _ in layer.act_fn.parameters()):
-            layer.forward = MethodType(_gated, layer)
+        if (fused := _fused(type(layer))) is not None:  # type: ignore[arg-type]  # mypy: no class is Hashable
+            # no forward of the instance's own: the layer and its method would keep each other, and their weights, alive
+            layer.__class__ = fused
+
+
+@cache
+def _fused(kind: type[nn.Module]) -> type[nn.Module] | None:
+    """The same class with a fused forward, or None for layers of another kind."""
+    for reference, forward in ((LlamaRMSNorm, _normalised), (LlamaMLP, _gated)):
+        code = getattr(kind.forward, "__code__", None)  # a decorated forward is another's
+        if code is not None and _same(code, reference.forward.__code__):
+            own = {"forward": forward, "plain_forward": kind.forward, "__module__": kind.__module__}
+            return type(kind.__name__, (kind,), own)
+    return None
 
 
 def _normalised(layer: Any, hidden: Tensor) -> Tensor:
     """The forward of an RMS norm."""
-    if _is_plain(hidden) and _is_plain(layer.weight):
-        normalised: Tensor = _RMSNorm.apply(hidden, layer.weight, layer.variance_epsilon)
-        return normalised
-    return type(layer).forward(layer, hidden)
+    if not (_is_plain(hidden) and _is_plain(layer.weight)):
+        return layer.plain_forward(hidden)
+    normalised: Tensor = _RMSNorm.apply(hidden, layer.weight, layer.variance_epsilon)
+    return normalised
 
 
 def _gated(layer: Any, hidden: Tensor) -> Tensor:
     """The forward of a gated MLP."""
-    if _is_plain(hidden):
-        product: Tensor = _GatedProduct.apply(layer.gate_proj(hidden), layer.up_proj(hidden), layer.act_fn)
-        return layer.down_proj(product)
-    return type(layer).forward(layer, hidden)
+    if not _is_plain(hidden) or any(True for _ in layer.act_fn.parameters()):
+        return layer.plain_forward(hidden)
+    product: Tensor = _GatedProduct.apply(layer.gate_proj(hidden), layer.up_proj(hidden), layer.act_fn)
+    return layer.down_proj(product)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -90,11 +101,6 @@ class _GatedProduct(torch.autograd.Function):
             activated = ctx.activation(leaf)
         [of_gate] = torch.autograd.grad(activated, leaf, grad * up)
         return of_gate, activated.detach() * grad, None
-
-
-def _has_forward_of(reference: type[nn.Module], layer: nn.Module) -> bool:
-    code = getattr(type(layer).forward, "__code__", None)  # a decorated forward is another's
-    return code is not None and _same(code, reference.forward.__code__)
 
 
 def _same(code: CodeType, other: CodeType) -> bool:

@@ -32,6 +32,8 @@ class LowRankLinear(Linear):
         return output
 
     def _is_plain(self, x: Tensor) -> bool:
+        if torch.compiler.is_compiling():  # which sees more in single operations
+            return False
         if len(self.active_adapters) != 1 or self.disable_adapters or self.merged or self.lora_variant:
             return False
         [name] = self.active_adapters
@@ -44,7 +46,6 @@ class LowRankLinear(Linear):
             and parts[2].bias is None
             and not any(isinstance(tensor, DTensor) for tensor in (x, *(part.weight for part in parts)))
             and not torch.is_autocast_enabled(x.device.type)
-            and not torch.compiler.is_compiling()  # which sees more in single operations
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from automodel.cli.options import WORDS, RecipeCommand, recipe_options
+from automodel.garbage import collector_paused
 from automodel.launch.agent import launch_options, launched
 from automodel.notices import strictness
 from automodel.recipe import load_recipe
@@ -60,7 +61,8 @@ def train(
             if is_first():
                 click.echo(text)
         else:
-            from automodel.training.train import run_recipe  # likewise
+            with collector_paused():
+                from automodel.training.train import run_recipe  # likewise
 
             run_recipe(recipe, resume, profile=profile)
 

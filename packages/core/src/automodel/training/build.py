@@ -16,6 +16,7 @@ from torch import nn
 from automodel.checkpoint.checkpointer import Checkpointer
 from automodel.checkpoint.state import fingerprint
 from automodel.errors import InputError
+from automodel.garbage import collector_paused
 from automodel.interfaces import Loader, ModelSource, PaddingFree, Parallelism, Peft, Run
 from automodel.notices import notice
 from automodel.parallel.groups import group_rank, group_size
@@ -61,6 +62,7 @@ def processes(recipe: Recipe) -> Iterator[torch.device]:
         yield device
 
 
+@collector_paused()
 def build_data(recipe: Recipe, device: torch.device) -> Data:
     """Build what can be wrong with data before a model is loaded.
 
@@ -101,6 +103,7 @@ def build_data(recipe: Recipe, device: torch.device) -> Data:
     return Data(source, processor, loader, validation_loader, scheduler, seeds, parallelism)
 
 
+@collector_paused()
 def build_parts(
     recipe: Recipe, data: Data, checkpointer: Checkpointer, manager: pluggy.PluginManager, device: torch.device
 ) -> Parts:

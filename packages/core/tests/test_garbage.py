@@ -1,0 +1,22 @@
+"""The search for garbage pauses where it would find none, and only there."""
+
+import gc
+
+import pytest
+from automodel.garbage import collector_paused
+
+
+@pytest.fixture
+def collector():
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("collector")
+@pytest.mark.parametrize("enabled", [True, False])
+def test_it_is_afterwards_as_it_was_before(enabled):
+    (gc.enable if enabled else gc.disable)()
+    with pytest.raises(ValueError), collector_paused():
+        assert not gc.isenabled()
+        raise ValueError
+    assert gc.isenabled() == enabled
