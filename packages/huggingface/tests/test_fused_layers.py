@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -112,15 +113,34 @@ def test_less_is_kept_for_the_backward_pass(trains):
     assert kept_bytes(fused) < 0.9 * kept_bytes(plain)
 
 
-def test_a_copy_of_a_fused_layer_is_on_its_own():
-    _, fused = plain_and_fused("llama")
-    norm = fused.model.norm
-    other = copy.deepcopy(norm)
-    with torch.no_grad():
-        other.weight.zero_()
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies_and_pickles_are_the_models_own(again):
+    plain, fused = plain_and_fused("llama")
+    other = again(fused)
+    assert not fused_names(other)
+    assert torch.equal(outcome(other)[0], outcome(plain)[0])
+
+
+@pytest.mark.parametrize("activation", [nn.PReLU(), torch.nn.functional.silu])
+def test_activations_with_weights_and_bare_functions_are_computed_as_ever(activation):
+    plain, fused = (pair.model.layers[0].mlp for pair in plain_and_fused("llama"))
     hidden = torch.randn(3, 32)
-    assert not other(hidden).any()
-    assert norm(hidden).any()
+    for mlp in (plain, fused):
+        del mlp.act_fn
+        mlp.act_fn = activation
+    torch.testing.assert_close(fused(hidden), plain(hidden), rtol=0, atol=0)
+    fused(hidden).sum().backward()
+    assert all(weight.grad is not None for weight in fused.parameters())
+
+
+def test_under_autocast_results_are_the_models_and_gradients_near():
+    plain, fused = plain_and_fused("llama")
+    with torch.autocast("cpu", torch.bfloat16):
+        (loss, gradients), (fused_loss, fused_gradients) = outcome(plain), outcome(fused)
+    torch.testing.assert_close(fused_loss, loss, rtol=1e-3, atol=0)
+    for name, gradient in gradients.items():
+        assert fused_gradients[name].dtype == gradient.dtype
+        assert float((fused_gradients[name] - gradient).norm()) < 0.05 * float(gradient.norm()), name
 
 
 def test_a_fused_model_is_gone_when_nobody_has_it():
@@ -137,6 +157,7 @@ def test_a_fused_model_is_gone_when_nobody_has_it():
 
 def test_compiled_layers_are_compiled_from_the_models_own_code():
     plain, fused = plain_and_fused("llama")
-    compiled = torch.compile(fused.model.layers[0].mlp, backend="aot_eager", fullgraph=True)
     hidden = torch.randn(3, 32)
-    torch.testing.assert_close(compiled(hidden), plain.model.layers[0].mlp(hidden))
+    for name in ("mlp", "input_layernorm"):
+        compiled = torch.compile(getattr(fused.model.layers[0], name), backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(hidden), getattr(plain.model.layers[0], name)(hidden))

@@ -3,9 +3,11 @@
 import peft
 import pytest
 import torch
+from automodel.training.activation_checkpointing import checkpoint_activations
 from automodel_peft_lora import low_rank
 from automodel_peft_lora.lora import LoRA
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 
 @pytest.fixture
@@ -52,11 +54,11 @@ IDS_BL = torch.arange(2 * 11).reshape(2, 11)
 )
 def test_results_and_gradients_are_pefts(tiny_llama, calls, settings):
     ours, theirs = pair(tiny_llama, **settings)
-    (loss, gradients), (their_loss, theirs_gradients) = outcome(ours, IDS_BL), outcome(theirs, IDS_BL)
+    (loss, gradients), (their_loss, their_gradients) = outcome(ours, IDS_BL), outcome(theirs, IDS_BL)
     assert calls
     torch.testing.assert_close(loss, their_loss, rtol=1e-6, atol=0)
-    assert gradients.keys() == theirs_gradients.keys()
-    for name, gradient in theirs_gradients.items():
+    assert gradients.keys() == their_gradients.keys()
+    for name, gradient in their_gradients.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
 
 
@@ -71,12 +73,106 @@ def test_biases_that_train_get_their_gradients(calls):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_on_a_bfloat16_base_the_adapter_is_in_float32_as_in_peft(tiny_llama, calls, dropout):
     ours, theirs = pair(tiny_llama, torch.bfloat16, dropout=dropout)
-    (loss, gradients), (their_loss, theirs_gradients) = outcome(ours, IDS_BL), outcome(theirs, IDS_BL)
+    (loss, gradients), (their_loss, their_gradients) = outcome(ours, IDS_BL), outcome(theirs, IDS_BL)
     assert calls
     assert torch.equal(loss, their_loss)
-    for name, gradient in theirs_gradients.items():
+    for name, gradient in their_gradients.items():
         assert gradients[name].dtype == torch.float32
         assert float((gradients[name] - gradient).norm()) < 0.05 * float(gradient.norm())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "adapters"),
+    [
+        (torch.float32, "bfloat16"),
+        (torch.float16, "bfloat16"),
+        (torch.bfloat16, "bfloat16"),
+        (torch.float16, "float32"),
+    ],
+)
+def test_where_data_types_differ_nothing_is_rounded_that_peft_does_not_round(calls, dtype, adapters):
+    torch.manual_seed(0)
+    ours = LoRA(target_modules=["0"], r=4, lora_dtype=adapters).apply(nn.Sequential(nn.Linear(32, 24).to(dtype)))
+    layer = ours.base_model.model[0]
+    nn.init.normal_(layer.lora_B["default"].weight, std=1e-3)
+    x = torch.randn(64, 32).to(dtype).requires_grad_()
+    seen = []
+    for forward in (layer.forward, lambda x: peft.tuners.lora.Linear.forward(layer, x)):
+        x.grad = None
+        output = forward(x)
+        output.sum().backward()
+        seen.append((output, x.grad))
+    assert len(calls) == 1
+    for own, theirs in zip(*seen, strict=True):
+        assert own.dtype == theirs.dtype
+        torch.testing.assert_close(own, theirs, rtol=2 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("how", ["full", "selective"])
+def test_activation_checkpointing_gives_the_same_gradients(tiny_llama, calls, how):
+    ours, theirs = pair(tiny_llama)
+    checkpoint_activations(ours, how)
+    (loss, gradients), (their_loss, their_gradients) = outcome(ours, IDS_BL), outcome(theirs, IDS_BL)
+    assert calls
+    torch.testing.assert_close(loss, their_loss, rtol=1e-6, atol=0)
+    for name, gradient in their_gradients.items():
+        name = next(n for n in gradients if n.replace("_checkpoint_wrapped_module.", "") == name)
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_the_output_may_be_changed_in_place_as_some_models_do(calls):
+    layer = LoRA(target_modules=["0"], r=2).apply(nn.Sequential(nn.Linear(6, 5)))
+    layer(torch.randn(2, 3, 6)).clamp_(-0.1, 0.1).sum().backward()
+    assert calls
+
+
+def test_no_tokens_give_no_output_and_gradients_that_are_zero(calls):
+    layer = LoRA(target_modules=["0"], r=2).apply(nn.Sequential(nn.Linear(6, 5)))
+    output = layer(torch.empty(2, 0, 6, requires_grad=True))
+    assert output.shape == (2, 0, 5)
+    output.sum().backward()
+    assert calls
+    assert not any(p.grad.any() for p in layer.parameters() if p.requires_grad)
+
+
+def test_compiled_layers_are_compiled_from_pefts_code(calls):
+    layer = LoRA(target_modules=["0"], r=2).apply(nn.Sequential(nn.Linear(6, 5))).base_model.model[0]
+    x = torch.randn(3, 6)
+    compiled = torch.compile(layer, backend="aot_eager")(x)
+    assert not calls
+    torch.testing.assert_close(compiled, layer(x))
+
+
+def test_linear_layers_beside_transposed_ones_stay_as_peft_makes_them():
+    config = GPT2Config(vocab_size=97, n_embd=32, n_layer=1, n_head=2, n_positions=32)
+    model = LoRA(target_modules=["c_attn", "lm_head"], r=2).apply(GPT2LMHeadModel(config))
+    assert not model.base_model.model.lm_head.fan_in_fan_out
+    model.merge_adapter()
+
+
+def test_an_adapter_that_a_layer_has_not_got_is_passed_over(tiny_llama):
+    model = LoRA(target_modules=["q_proj", "v_proj"]).apply(tiny_llama())
+    model.add_adapter("other", peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    model.set_adapter("other")
+    model(input_ids=IDS_BL)
+
+
+@pytest.mark.parametrize("part", ["base_layer", "lora_A", "lora_B"])
+@pytest.mark.parametrize(
+    "watch",
+    [
+        lambda part: part.register_forward_hook(lambda *_: None),
+        lambda part: part.register_forward_pre_hook(lambda *_: None),
+        lambda part: part.register_full_backward_hook(lambda *_: None),
+        lambda part: setattr(part, "forward", part.forward),
+    ],
+)
+def test_a_layer_one_of_whose_parts_is_watched_is_left_to_peft(calls, part, watch):
+    layer = LoRA(target_modules=["0"], r=2).apply(nn.Sequential(nn.Linear(6, 5))).base_model.model[0]
+    watched = getattr(layer, part)
+    watch(watched if part == "base_layer" else watched["default"])
+    layer(torch.randn(3, 6))
+    assert not calls
 
 
 @pytest.mark.parametrize(
@@ -85,7 +181,6 @@ def test_on_a_bfloat16_base_the_adapter_is_in_float32_as_in_peft(tiny_llama, cal
         ({"use_dora": True}, None),
         ({}, lambda model: model.base_model.disable_adapter_layers()),
         ({}, lambda model: model.base_model.merge_adapter()),
-        ({}, lambda model: [one.register_forward_hook(print) for one in model.modules() if type(one) is nn.Linear]),
     ],
 )
 def test_what_is_not_plain_is_left_to_peft(tiny_llama, calls, settings, change):

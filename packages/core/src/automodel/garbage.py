@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def collector_paused() -> Iterator[None]:
     """No search for unreachable objects meanwhile; also a decorator.
 
-    For imports and for the making of models and data: these leave hundreds of thousands of objects that all stay, which
-    each search would go through again. That is a tenth of the time of importing torch and transformers.
+    For imports and for the making of models, which leave hundreds of thousands of objects that all stay and that each
+    search would go through again. That is a tenth of the time of importing torch and transformers.
     """
     was_enabled = gc.isenabled()
     gc.disable()

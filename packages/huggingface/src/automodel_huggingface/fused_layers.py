@@ -2,8 +2,7 @@
 
 Autograd keeps what every single operation needs: of an RMS norm the input in float32 and the normalised input, of a
 gated MLP the activation beside the gate. All of it follows from the inputs, from which the backward pass computes it
-anew, as Liger's kernels do (Hsu et al. 2024, arXiv:2410.10989). With few adapters or none below them, these tensors are
-a third of a step's memory.
+anew, as Liger's kernels do (Hsu et al. 2024, arXiv:2410.10989).
 """
 
 from __future__ import annotations
@@ -36,9 +35,14 @@ def _fused(kind: type[nn.Module]) -> type[nn.Module] | None:
     for reference, forward in ((LlamaRMSNorm, _normalised), (LlamaMLP, _gated)):
         code = getattr(kind.forward, "__code__", None)  # a decorated forward is another's
         if code is not None and _same(code, reference.forward.__code__):
-            own = {"forward": forward, "plain_forward": kind.forward, "__module__": kind.__module__}
+            own = {"forward": forward, "plain_forward": kind.forward, "__reduce_ex__": _reduced}
             return type(kind.__name__, (kind,), own)
     return None
+
+
+def _reduced(layer: nn.Module, protocol: int) -> tuple[Any, ...]:
+    """Copies and pickles are of the plain class, which others find by its name."""
+    return object.__new__, (type(layer).__base__,), vars(layer)
 
 
 def _normalised(layer: Any, hidden: Tensor) -> Tensor:
@@ -51,9 +55,10 @@ def _normalised(layer: Any, hidden: Tensor) -> Tensor:
 
 def _gated(layer: Any, hidden: Tensor) -> Tensor:
     """The forward of a gated MLP."""
-    if not _is_plain(hidden) or any(True for _ in layer.act_fn.parameters()):
+    activation = layer.act_fn
+    if not _is_plain(hidden) or not isinstance(activation, nn.Module) or any(True for _ in activation.parameters()):
         return layer.plain_forward(hidden)
-    product: Tensor = _GatedProduct.apply(layer.gate_proj(hidden), layer.up_proj(hidden), layer.act_fn)
+    product: Tensor = _GatedProduct.apply(layer.gate_proj(hidden), layer.up_proj(hidden), activation)
     return layer.down_proj(product)
 
 
@@ -94,13 +99,15 @@ class _GatedProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         gate, up = ctx.saved_tensors
+        of_gate = None
         with torch.enable_grad():
             leaf = gate.detach().requires_grad_()
             activated = ctx.activation(leaf)
-        [of_gate] = torch.autograd.grad(activated, leaf, grad * up)
-        return of_gate, activated.detach() * grad, None
+        if ctx.needs_input_grad[0]:
+            [of_gate] = torch.autograd.grad(activated, leaf, grad * up)
+        return of_gate, activated.detach() * grad if ctx.needs_input_grad[1] else None, None
 
 
 def _same(code: CodeType, other: CodeType) -> bool:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from automodel_peft_lora.adapter_model import AdapterModel, check_fit, saved_names
 from automodel_peft_lora.checkpoints import ADAPTER_WEIGHTS
-from automodel_peft_lora.low_rank import LowRankLinear
+from automodel_peft_lora.low_rank import fuse_adapters
 from automodel_peft_lora.merging import merge_adapter
 from automodel_peft_lora.targets import ALL_LINEAR, check_modules_to_save, choose_modules, linear_modules, shortest
 
@@ -130,6 +130,7 @@ class LoRA:
         if _is_quantised(module):
             module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
         adapted = AdapterModel(module, config, autocast_adapter_dtype=True)
+        fuse_adapters(adapted)
         _start(adapted, self.lora_A_init)
         if (dtype := self._dtype()) is not None:
             _cast(adapted, dtype)
@@ -165,6 +166,7 @@ class LoRA:
                 )
         with _KeepValues():
             adapted = AdapterModel(module, config, autocast_adapter_dtype=True)
+        fuse_adapters(adapted)
         _start(adapted, self.lora_A_init)
         if (dtype := self._dtype()) is not None:
             _cast(adapted, dtype)
@@ -180,7 +182,7 @@ class LoRA:
         head: Any = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
         embedding: Any = module.get_input_embeddings() if head is not None else None  # type: ignore[operator]
         tied = head is not None and head.weight is embedding.weight
-        config = LoraConfig(
+        return LoraConfig(
             task_type="CAUSAL_LM" if type(module).__name__.endswith("ForCausalLM") else None,
             target_modules=shortest(chosen, [name for name, _ in module.named_modules()]),
             r=self.rank,
@@ -194,9 +196,6 @@ class LoRA:
             modules_to_save=list(self.modules_to_save) if self.modules_to_save else None,
             ensure_weight_tying=tied and bool(self.modules_to_save),
         )
-        if not _is_quantised(module):  # whose layers are kinds of nn.Linear that peft has its own layers for
-            config._register_custom_module({nn.Linear: LowRankLinear})  # private, but in peft's guide to custom layers
-        return config
 
     def _dtype(self) -> torch.dtype | None:
         if self.lora_dtype is None:

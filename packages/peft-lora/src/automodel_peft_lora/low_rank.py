@@ -1,8 +1,8 @@
 """A linear layer and its adapter as one operation for autograd.
 
 peft computes the base's product, the adapter's two, a multiplication and a sum, and autograd the same backwards, each
-over all of the layer's output. Here the adapter's products are added onto the base's where these are written: nothing
-is multiplied, added or kept that is as large as the input or output. Unsloth's LoRA layers and NeMo's do the same.
+over all of the layer's output. Here the adapter's second product is added where it is computed, and nothing is kept but
+the layer's input and A's output. Unsloth's LoRA layers and NeMo's do the same.
 """
 
 from __future__ import annotations
@@ -17,6 +17,13 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 
+def fuse_adapters(adapted: nn.Module) -> None:
+    """Compute the adapters of plain linear layers in one operation, in place; their results stay peft's."""
+    for layer in adapted.modules():
+        if type(layer) is Linear and type(layer.base_layer) is nn.Linear:
+            layer.__class__ = LowRankLinear
+
+
 class LowRankLinear(Linear):
     """peft's layer, computed in one operation where it is plain: one adapter, and nothing between its parts."""
 
@@ -26,10 +33,11 @@ class LowRankLinear(Linear):
             return super().forward(x, *args, **kwargs)
         [name] = self.active_adapters
         a, b, dropout = self.lora_A[name].weight, self.lora_B[name].weight, self.lora_dropout[name]
-        dropped = None if isinstance(dropout, nn.Identity) or not dropout.training else dropout(x.to(a.dtype))
-        base = self.base_layer
-        output: Tensor = _LowRank.apply(x, dropped, base.weight, base.bias, a, b, self.scaling[name])
-        return output
+        x_ND, dropped_ND, base = x.flatten(0, -2), None, self.base_layer
+        if not isinstance(dropout, nn.Identity) and dropout.training:
+            dropped_ND = dropout(x_ND.to(a.dtype))
+        output_NE: Tensor = _LowRank.apply(x_ND, dropped_ND, base.weight, base.bias, a, b, self.scaling[name])
+        return output_NE.view(*x.shape[:-1], base.out_features)
 
     def _is_plain(self, x: Tensor) -> bool:
         if torch.compiler.is_compiling():  # which sees more in single operations
@@ -37,11 +45,12 @@ class LowRankLinear(Linear):
         if len(self.active_adapters) != 1 or self.disable_adapters or self.merged or self.lora_variant:
             return False
         [name] = self.active_adapters
+        if name not in self.lora_A:
+            return False
         parts = (self.base_layer, self.lora_A[name], self.lora_B[name])
         return (
             x.dim() > 1
-            and all(type(part) is nn.Linear for part in parts)
-            and not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+            and all(type(part) is nn.Linear and not _is_watched(part) for part in parts)
             and not self.base_layer.weight.requires_grad
             and parts[2].bias is None
             and not any(isinstance(tensor, DTensor) for tensor in (x, *(part.weight for part in parts)))
@@ -55,35 +64,32 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
-        dropped: Tensor | None,
+        x_ND: Tensor,
+        dropped_ND: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
         a: Tensor,
         b: Tensor,
         scaling: float,
     ) -> Tensor:
-        input_ND = (x if dropped is None else dropped).flatten(0, -2)
+        input_ND = x_ND if dropped_ND is None else dropped_ND
         low_NR = input_ND.to(a.dtype) @ a.T
         ctx.save_for_backward(input_ND, weight, a, b, low_NR)
-        ctx.scaling, ctx.has_dropped = scaling, dropped is not None
-        output = _plus(F.linear(x.flatten(0, -2), weight, bias), low_NR, b.T, scaling)
-        return output.view(*x.shape[:-1], -1)
+        ctx.scaling, ctx.has_dropped = scaling, dropped_ND is not None
+        return _plus(F.linear(x_ND, weight, bias), low_NR, b.T, scaling)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_NE: Tensor) -> tuple[Tensor | None, ...]:
         input_ND, weight, a, b, low_NR = ctx.saved_tensors
         of_x = of_dropped = of_bias = of_a = of_b = None
-        grad_NE = grad.flatten(0, -2)
         own_NE = grad_NE.to(b.dtype)
         of_low_NR = (own_NE @ b).mul_(ctx.scaling)
         if ctx.needs_input_grad[0]:
             of_x = grad_NE @ weight
-            of_x = of_x if ctx.has_dropped else _plus(of_x, of_low_NR, a, 1.0)
-            of_x = of_x.view(*grad.shape[:-1], -1)
+            of_x = of_x if ctx.has_dropped else _plus(of_x, of_low_NR, a)
         if ctx.needs_input_grad[1]:
-            of_dropped = (of_low_NR @ a).view(*grad.shape[:-1], -1)
+            of_dropped = of_low_NR @ a
         if ctx.needs_input_grad[3]:
             of_bias = grad_NE.sum(0)
         if ctx.needs_input_grad[4]:
@@ -93,8 +99,17 @@ class _LowRank(torch.autograd.Function):
         return of_x, of_dropped, None, of_bias, of_a, of_b, None
 
 
-def _plus(total: Tensor, left: Tensor, right: Tensor, scaling: float) -> Tensor:
-    """total + scaling * left @ right, in place where all have one data type."""
+def _plus(total: Tensor, left: Tensor, right: Tensor, scaling: float = 1.0) -> Tensor:
+    """total + scaling * left @ right, in the data type of `total`; where types differ, computed in the wider one.
+
+    Not in place: selective activation checkpointing may keep `total`.
+    """
     if total.dtype == left.dtype:
-        return total.addmm_(left, right, alpha=scaling)
-    return torch.addmm(total.to(left.dtype), left, right, alpha=scaling).to(total.dtype)
+        return torch.addmm(total, left, right, alpha=scaling)
+    return (total + (left @ right).mul_(scaling)).to(total.dtype)
+
+
+def _is_watched(part: nn.Module) -> bool:
+    """Whether somebody is to see the module's calls, or has replaced its forward."""
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(part)

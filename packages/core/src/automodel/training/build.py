@@ -62,7 +62,6 @@ def processes(recipe: Recipe) -> Iterator[torch.device]:
         yield device
 
 
-@collector_paused()
 def build_data(recipe: Recipe, device: torch.device) -> Data:
     """Build what can be wrong with data before a model is loaded.
 
