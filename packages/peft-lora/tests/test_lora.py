@@ -232,6 +232,7 @@ def test_a_model_from_a_config_names_no_base(tiny_llama, tmp_path):
 def test_saving_opens_no_connection(tiny_llama, tmp_path, monkeypatch):
     base = tiny_llama()
     base.name_or_path = "somebody/some-model"
+    # the test's environment forbids the Hub; here it is allowed, and whoever asks for the network is noted
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     asked = []

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often the one operation was used."""
+    """How often the one operation was used: it is counted and runs."""
     made = []
     apply = low_rank._LowRank.apply
     monkeypatch.setattr(low_rank._LowRank, "apply", lambda *args: made.append(1) or apply(*args))

@@ -24,7 +24,8 @@ def fuse_layers(module: nn.Module) -> None:
     Most families have those of Llama, each a copy of its own: a layer is taken for one if its forward is the same code.
     """
     for layer in module.modules():
-        if (fused := _fused(type(layer))) is not None:  # type: ignore[arg-type]  # mypy: no class is Hashable
+        # classes can be hashed, which `cache` asks for and mypy does not see
+        if (fused := _fused(type(layer))) is not None:  # type: ignore[arg-type]
             # no forward of the instance's own: the layer and its method would keep each other, and their weights, alive
             layer.__class__ = fused
 

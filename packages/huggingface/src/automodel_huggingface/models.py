@@ -129,6 +129,7 @@ class PretrainedModel(_Model):
         _quiet_unless_terminal()
         location = self._plain_location()
         config = self._config(location)
+        # an attribute that only the configurations of quantised checkpoints have
         if self.quantization_config is not None or getattr(config, "quantization_config", None) is not None:
             raise InputError(
                 f"a quantised model ({self.name}) is loaded whole and cannot be sharded: use distributed: "

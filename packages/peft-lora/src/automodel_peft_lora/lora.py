@@ -153,6 +153,7 @@ class LoRA:
         Raises:
             InputError: it does not fit the base, is damaged, or holds numbers that are not finite.
         """
+        # to mypy any attribute of a Module is a Tensor or a Module; a transformers model's is a data type
         wider = torch.promote_types(module.dtype, self._dtype() or torch.float32)  # type: ignore[arg-type]
         return merge_adapter(module, directory, str(wider).removeprefix("torch."))[0]
 
@@ -180,6 +181,7 @@ class LoRA:
         linear = linear_modules(module)
         transposed = [name for name in chosen if name in linear and not isinstance(linear[name], nn.Linear)]
         head: Any = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
+        # what has a head is a PreTrainedModel, which mypy has forgotten by here
         embedding: Any = module.get_input_embeddings() if head is not None else None  # type: ignore[operator]
         tied = head is not None and head.weight is embedding.weight
         return LoraConfig(

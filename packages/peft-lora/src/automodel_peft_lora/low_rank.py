@@ -2,7 +2,7 @@
 
 peft computes the base's product, the adapter's two, a multiplication and a sum, and autograd the same backwards, each
 over all of the layer's output. Here the adapter's second product is added where it is computed, and nothing is kept but
-the layer's input and A's output. Unsloth's LoRA layers and NeMo's do the same.
+the adapter's input and A's output. Unsloth's LoRA layers do the same.
 """
 
 from __future__ import annotations
