@@ -1,7 +1,5 @@
 """`python -m automodel`: the command, as torchrun starts it."""
 
-import sys
+from automodel.cli.main import run
 
-from automodel.cli.main import main
-
-sys.exit(main())
+run()

@@ -1,6 +1,7 @@
 """The command line as a user sees it: help, exit codes, messages, and what it does not import."""
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,3 +148,38 @@ def test_a_command_of_a_plugin_is_imported_when_it_runs(run: Run, install: Insta
     assert lost.returncode == 1
     assert "error: the command `lost` of the plugin verbs cannot be imported" in lost.stderr
     assert run("stop").returncode == 130
+
+
+ENDING = """
+import atexit, logging, sys, threading, time
+from automodel.cli import main
+
+class Freed:
+    def __del__(self):
+        print("freed")
+
+def slowly():
+    time.sleep(0.2)
+    print("thread done")
+
+def command():
+    global kept
+    kept = Freed()
+    atexit.register(print, "at exit")
+    threading.Thread(target=slowly).start()
+    if "fail" in sys.argv:
+        raise ValueError("unexpected")
+    return 3
+
+main.main = command
+main.run()
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_command_ends_without_freeing_what_the_system_frees(fails: bool) -> None:
+    words = [sys.executable, "-c", ENDING, *(["fail"] if fails else [])]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == (1 if fails else 3)
+    assert done.stdout.splitlines() == ["thread done", "at exit", *(["freed"] if fails else [])]
+    assert ("ValueError: unexpected" in done.stderr) == fails

@@ -77,6 +77,17 @@ def test_only_a_part_of_the_logits_exists_at_a_time(model):
     assert sum(sizes) == len(INPUTS.picked(INPUTS.targets))
 
 
+def test_logits_of_a_frozen_layer_without_bias_are_laid_out_by_columns(model):
+    model.head = torch.nn.Linear(model.head.in_features, model.head.out_features, bias=False)
+    strides = []
+    for trained in (False, True):
+        model.head.requires_grad_(trained)
+        label_loss(model, INPUTS, lambda logits, targets: strides.append(logits.stride()) or logits.sum())
+    num_parts = len(strides) // 2
+    assert {stride[0] for stride in strides[:num_parts]} == {1}
+    assert {stride[1] for stride in strides[num_parts:]} == {1}
+
+
 def test_the_output_layer_is_left_as_it_was(model):
     label_loss(model, INPUTS, cross_entropy())
     assert "forward" not in vars(model.head)

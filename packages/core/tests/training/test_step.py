@@ -136,6 +136,35 @@ def test_label_smoothing_is_torchs():
     torch.testing.assert_close(cross_entropy(label_smoothing=0.1)(logits, labels), expected)
 
 
+@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize("kind", ["peaked", "impossible"])
+def test_cross_entropy_is_exact_where_torchs_loses_small_probabilities(kind, by_columns):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(8, 50_000) * 0.3, torch.randint(0, 50_000, (8,))
+    logits[range(8), labels] = 12 if kind == "peaked" else -120  # all others are small, but not together
+    logits[0, 0] = -torch.inf
+    ours = (logits.T.contiguous().T if by_columns else logits.clone()).requires_grad_()
+    exact, torchs = logits.double().requires_grad_(), logits.requires_grad_()
+    losses = [cross_entropy()(ours, labels)]
+    losses += [F.cross_entropy(each, labels, reduction="sum") for each in (exact, torchs)]
+    for loss in losses:
+        (loss * 0.5).backward()
+    torch.testing.assert_close(losses[0].double(), losses[1], rtol=1e-6, atol=0)
+    ours_off, torchs_off = ((tensor.grad - exact.grad).norm() / exact.grad.norm() for tensor in (ours, torchs))
+    assert ours_off < 1e-5
+    if kind == "peaked":
+        assert ours_off < 0.5 * torchs_off
+
+
+def test_cross_entropy_leaves_the_logits_and_can_go_back_twice():
+    logits, labels = torch.randn(6, 17, requires_grad=True), torch.randint(0, 17, (6,))
+    before = logits.detach().clone()
+    loss = cross_entropy()(logits, labels)
+    first, second = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.equal(logits, before)
+
+
 @pytest.mark.parametrize("padding_free", [False, True])
 def test_a_label_that_only_padding_could_foretell_does_not_count(padding_free):
     batch = COLLATE(rows(3))

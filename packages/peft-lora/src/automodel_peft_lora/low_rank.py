@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
 def fuse_adapters(adapted: nn.Module) -> None:
@@ -102,10 +103,11 @@ class _LowRank(torch.autograd.Function):
 def _plus(total: Tensor, left: Tensor, right: Tensor, scaling: float = 1.0) -> Tensor:
     """total + scaling * left @ right, in the data type of `total`; where types differ, computed in the wider one.
 
-    Not in place: selective activation checkpointing may keep `total`.
+    In place, unless operations are watched: selective activation checkpointing may keep `total`.
     """
     if total.dtype == left.dtype:
-        return torch.addmm(total, left, right, alpha=scaling)
+        is_watched = _get_current_dispatch_mode() is not None
+        return torch.addmm(total, left, right, alpha=scaling, out=None if is_watched else total)
     return (total + (left @ right).mul_(scaling)).to(total.dtype)
 
 
