@@ -9,8 +9,11 @@ Model: SmolLM2-135M-Instruct, from the same Hugging Face directory. Data: benchm
 our encoder has made, so that all see the same tokens and labels, except in `startup`, where they read the text
 themselves. The runs alternate, so that a machine that slows down slows all. Ratios are medians over the rounds of ours
 to the best peer of that round. The peers that are found under --peers take part; these commands make their
-environments (P=.peers/hf and so on; `uv venv $P` first, then `uv pip install --compile-bytecode -p $P`):
+environments (P=.peers/hf and so on; `uv venv $P` first, then `uv pip install --compile-bytecode -p $P`). Ours is that
+of the Python that runs this; the workspace's own has every plugin and what they need, some of which transformers and
+peft import wherever it is. So for `startup` ours is one more, whose Python runs this instead of `uv run python`:
 
+    automodel: ./packages/core ./packages/huggingface ./packages/models-llm ./packages/peft-lora
     hf: torch==2.15.0 transformers==5.23.0 peft==0.21.2 accelerate==1.15.0 datasets==5.2.0
     trl: torch==2.15.0 transformers==5.23.0 peft==0.21.2 accelerate==1.15.0 datasets==5.2.0 trl==1.16.0
     llamafactory: llamafactory==0.9.5 torch==2.11.0 torchaudio==2.11.0

@@ -23,9 +23,18 @@ def test_it_is_afterwards_as_it_was_before(enabled):
 
 
 @pytest.mark.usefixtures("collector")
-def test_what_was_made_meanwhile_is_searched_with_the_oldest_objects():
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("all_stays", [False, True])
+def test_what_stays_is_searched_with_the_oldest_objects_unless_others_have_frozen_some(all_stays, frozen):
     gc.enable()
-    with collector_paused():
-        made = [[] for _ in range(10)]
-    assert all(any(each is one for one in gc.get_objects(generation=2)) for each in made)
-    assert gc.get_freeze_count() == 0
+    if frozen:
+        gc.freeze()
+    before = gc.get_freeze_count()
+    try:
+        with collector_paused(all_stays=all_stays):
+            made = [[] for _ in range(10)]
+        oldest = {id(each) for each in gc.get_objects(generation=2)}
+        assert {id(each) in oldest for each in made} == {all_stays and not frozen}
+        assert gc.get_freeze_count() == before
+    finally:
+        gc.unfreeze()

@@ -24,7 +24,9 @@ loss, not shifted). B rows (samples), L positions."""
 Collate: TypeAlias = Callable[[Sequence[Sample]], Batch]
 
 Loss: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
-"""`loss(logits_NV, labels_N)`: the SUM of the loss over N label positions (no -100 among them), a float32 scalar."""
+"""`loss(logits_NV, labels_N)`: the SUM of the loss over N label positions (no -100 among them), a float32 scalar.
+
+The logits need not be contiguous: they may be laid out by columns."""
 
 
 class ModelSource(Protocol):

@@ -1,5 +1,6 @@
 """The command line as a user sees it: help, exit codes, messages, and what it does not import."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,7 +152,7 @@ def test_a_command_of_a_plugin_is_imported_when_it_runs(run: Run, install: Insta
 
 
 ENDING = """
-import atexit, logging, sys, threading, time
+import atexit, logging.handlers, os, sys, threading, time
 from automodel.cli import main
 
 class Freed:
@@ -166,20 +167,30 @@ def command():
     global kept
     kept = Freed()
     atexit.register(print, "at exit")
+    left_open.append(open("left_open.txt", "w"))
+    left_open[0].write("all")
+    logging.getLogger().addHandler(logging.handlers.MemoryHandler(9, target=logging.StreamHandler(sys.stdout)))
+    logging.warning("logged")
     threading.Thread(target=slowly).start()
     if "fail" in sys.argv:
         raise ValueError("unexpected")
     return 3
 
+left_open = []
 main.main = command
+if "full" in sys.argv:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
 main.run()
 """
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_command_ends_without_freeing_what_the_system_frees(fails: bool) -> None:
-    words = [sys.executable, "-c", ENDING, *(["fail"] if fails else [])]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    assert done.returncode == (1 if fails else 3)
-    assert done.stdout.splitlines() == ["thread done", "at exit", *(["freed"] if fails else [])]
-    assert ("ValueError: unexpected" in done.stderr) == fails
+@pytest.mark.parametrize(("how", "code"), [("well", 3), ("fail", 1), ("full", 120)])
+def test_a_command_ends_without_freeing_what_the_system_frees(how: str, code: int, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", ENDING, how]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=buffered)
+    assert done.returncode == code
+    assert (tmp_path / "left_open.txt").read_text() == "all"
+    assert ("ValueError: unexpected" in done.stderr) == (how == "fail")
+    if how != "full":
+        assert done.stdout.splitlines() == ["thread done", "at exit", "logged", *(["freed"] if how == "fail" else [])]

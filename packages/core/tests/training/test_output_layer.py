@@ -34,11 +34,13 @@ class WithLayer(TinyLM):
     forward.__signature__ = __import__("inspect").signature(TinyLM.forward)
 
 
-@pytest.fixture(params=["trained", "frozen"])
+@pytest.fixture(params=["trained", "frozen", "frozen without bias"])
 def model(request, monkeypatch):
     monkeypatch.setattr(output_layer, "tokens_of_a_part", lambda layer, device: 5)
     torch.manual_seed(0)
     made = WithLayer(dropout=0.5)
+    if request.param == "frozen without bias":
+        made.head = torch.nn.Linear(made.head.in_features, made.head.out_features, bias=False)
     made.head.requires_grad_(request.param == "trained")
     return made
 
@@ -51,18 +53,19 @@ def by_all_logits(module, loss_fn):
 
 @pytest.mark.parametrize("loss_fn", [cross_entropy(), cross_entropy(label_smoothing=0.1)])
 @pytest.mark.parametrize("scale", [None, 3.0])
-def test_loss_and_gradients_are_those_of_all_logits(model, loss_fn, scale):
+@pytest.mark.parametrize("with_right", [False, True])
+def test_loss_and_gradients_are_those_of_all_logits(model, loss_fn, scale, with_right):
     model.scale = scale
     plain = copy.deepcopy(model)
     for _ in range(2):  # the first time it is found out whether the model's logits are its output layer's
         torch.manual_seed(1)
-        found = label_loss(model, INPUTS, loss_fn, with_right=True)
+        found = label_loss(model, INPUTS, loss_fn, with_right=with_right)
         (found.loss_sum / 7).backward()
         torch.manual_seed(1)
         loss, right_N = by_all_logits(plain, loss_fn)
         (loss / 7).backward()
         torch.testing.assert_close(found.loss_sum, loss)
-        assert torch.equal(found.right, right_N)
+        assert torch.equal(found.right, right_N) if with_right else found.right is None
         for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad)
     assert output_layer._hands_on[model.head] == (scale is None)
@@ -77,15 +80,18 @@ def test_only_a_part_of_the_logits_exists_at_a_time(model):
     assert sum(sizes) == len(INPUTS.picked(INPUTS.targets))
 
 
-def test_logits_of_a_frozen_layer_without_bias_are_laid_out_by_columns(model):
-    model.head = torch.nn.Linear(model.head.in_features, model.head.out_features, bias=False)
-    strides = []
-    for trained in (False, True):
-        model.head.requires_grad_(trained)
-        label_loss(model, INPUTS, lambda logits, targets: strides.append(logits.stride()) or logits.sum())
-    num_parts = len(strides) // 2
-    assert {stride[0] for stride in strides[:num_parts]} == {1}
-    assert {stride[1] for stride in strides[num_parts:]} == {1}
+@pytest.mark.parametrize("with_right", [False, True])
+def test_logits_are_by_columns_where_only_the_loss_of_a_frozen_layer_without_bias_is_wanted(model, with_right):
+    by_columns = []
+    loss_fn = cross_entropy()
+    label_loss(
+        model,
+        INPUTS,
+        lambda logits, targets: by_columns.append(logits.stride()[0] == 1) or loss_fn(logits, targets),
+        with_right=with_right,
+    )
+    is_wanted = model.head.bias is None and not with_right
+    assert set(by_columns) == {is_wanted}
 
 
 def test_the_output_layer_is_left_as_it_was(model):

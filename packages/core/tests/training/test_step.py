@@ -137,30 +137,30 @@ def test_label_smoothing_is_torchs():
 
 
 @pytest.mark.parametrize("by_columns", [False, True])
-@pytest.mark.parametrize("kind", ["peaked", "impossible"])
-def test_cross_entropy_is_exact_where_torchs_loses_small_probabilities(kind, by_columns):
+@pytest.mark.parametrize("kind", ["many small ones", "hardly possible", "impossible"])
+def test_cross_entropy_loses_no_probability(kind, by_columns):
     torch.manual_seed(0)
     logits, labels = torch.randn(8, 50_000) * 0.3, torch.randint(0, 50_000, (8,))
-    logits[range(8), labels] = 12 if kind == "peaked" else -120  # all others are small, but not together
     logits[0, 0] = -torch.inf
-    ours = (logits.T.contiguous().T if by_columns else logits.clone()).requires_grad_()
-    exact, torchs = logits.double().requires_grad_(), logits.requires_grad_()
-    losses = [cross_entropy()(ours, labels)]
-    losses += [F.cross_entropy(each, labels, reduction="sum") for each in (exact, torchs)]
+    logits[range(8), labels] = {"many small ones": 12.0, "hardly possible": -120.0, "impossible": -torch.inf}[kind]
+    exact = logits.double().requires_grad_()
+    ours = (logits.T.contiguous().T if by_columns else logits).requires_grad_()
+    losses = cross_entropy()(ours, labels), F.cross_entropy(exact, labels, reduction="sum")
     for loss in losses:
         (loss * 0.5).backward()
     torch.testing.assert_close(losses[0].double(), losses[1], rtol=1e-6, atol=0)
-    ours_off, torchs_off = ((tensor.grad - exact.grad).norm() / exact.grad.norm() for tensor in (ours, torchs))
-    assert ours_off < 1e-5
-    if kind == "peaked":
-        assert ours_off < 0.5 * torchs_off
+    assert (ours.grad - exact.grad).norm() < 2e-6 * exact.grad.norm()  # torch's own is off by 4.6e-6 in the first kind
 
 
-def test_cross_entropy_leaves_the_logits_and_can_go_back_twice():
-    logits, labels = torch.randn(6, 17, requires_grad=True), torch.randint(0, 17, (6,))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_leaves_the_logits_and_can_go_back_twice(dtype):
+    logits, labels = torch.randn(6, 17).to(dtype).requires_grad_(), torch.randint(0, 17, (6,))
     before = logits.detach().clone()
     loss = cross_entropy()(logits, labels)
     first, second = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
+    wanted = F.cross_entropy(logits.float(), labels, reduction="sum")
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(first, torch.autograd.grad(wanted, logits)[0])
     assert torch.equal(first, second)
     assert torch.equal(logits, before)
 

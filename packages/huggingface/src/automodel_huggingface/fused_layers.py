@@ -96,9 +96,7 @@ class _GatedProduct(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor, activation: nn.Module) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.activation = activation
-        activated = activation(gate)
-        is_own = activated is not gate and activated.dtype == up.dtype
-        return activated.mul_(up) if is_own else activated * up
+        return activation(gate) * up
 
     @staticmethod
     @once_differentiable

@@ -106,8 +106,9 @@ def _plus(total: Tensor, left: Tensor, right: Tensor, scaling: float = 1.0) -> T
     In place, unless operations are watched: selective activation checkpointing may keep `total`.
     """
     if total.dtype == left.dtype:
-        is_watched = _get_current_dispatch_mode() is not None
-        return torch.addmm(total, left, right, alpha=scaling, out=None if is_watched else total)
+        # private (torch 2.15): there is no public way to ask; test_low_rank.py's test of checkpointing tells if it goes
+        has_watcher = _get_current_dispatch_mode() is not None
+        return torch.addmm(total, left, right, alpha=scaling, out=None if has_watcher else total)
     return (total + (left @ right).mul_(scaling)).to(total.dtype)
 
 

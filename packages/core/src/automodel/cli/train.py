@@ -61,7 +61,7 @@ def train(
             if is_first():
                 click.echo(text)
         else:
-            with collector_paused():
+            with collector_paused(all_stays=True):
                 from automodel.training.train import run_recipe  # likewise
 
             run_recipe(recipe, resume, profile=profile)

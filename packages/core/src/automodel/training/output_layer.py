@@ -93,7 +93,7 @@ class _Replaced:
         if any(isinstance(tensor, DTensor) for tensor in (hidden, *self._layer.parameters())):
             return self._forward(hidden)
         size = tokens_of_a_part(self._layer, hidden.device)
-        forward = self._by_columns if not parameters and self._is_plain(hidden) else self._forward
+        forward = self._by_columns if self._is_faster_by_columns(hidden) else self._forward
         arguments = (self._pick(hidden), self._targets_N, forward, self._loss_fn, self._with_right, size)
         loss, self.right_N, num_logits = _ChunkedLoss.apply(*arguments, *parameters)
         returned = loss.view(1, 1, 1)
@@ -102,12 +102,14 @@ class _Replaced:
         self.known = torch.arange(1, num_logits, dtype=loss.dtype, device=loss.device)
         return torch.cat([returned, self.known.view(1, 1, -1)], dim=-1)
 
-    def _is_plain(self, hidden: Tensor) -> bool:
+    def _is_faster_by_columns(self, hidden: Tensor) -> bool:
+        """Whether a part is of few tokens, and the logits are for the loss alone; a first choice is sought by rows."""
         layer = self._layer
-        return type(layer) is nn.Linear and layer.bias is None and self._own is None and hidden.device.type == "cpu"
+        is_plain = type(layer) is nn.Linear and layer.bias is None and self._own is None
+        return is_plain and hidden.device.type == "cpu" and not layer.weight.requires_grad and not self._with_right
 
     def _by_columns(self, hidden_ND: Tensor) -> Tensor:
-        """The same product, with the layer's weights on the left: for few tokens the processor is faster so."""
+        """The same product, with the layer's weights on the left."""
         weight_VD: Tensor = self._layer.weight
         return (weight_VD @ hidden_ND.T).T
 
