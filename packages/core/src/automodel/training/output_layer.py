@@ -110,7 +110,7 @@ class _Replaced:
 
     def _by_columns(self, hidden_ND: Tensor) -> Tensor:
         """The same product, with the layer's weights on the left."""
-        weight_VD: Tensor = self._layer.weight
+        weight_VD: Any = self._layer.weight
         return (weight_VD @ hidden_ND.T).T
 
     def undo(self) -> None:
