@@ -195,6 +195,7 @@ def _sent_for_activations(module: nn.Module, tp: int, cp: int, num_tokens: int) 
     width = next(module.parameters()).element_size()
     layers = config.num_hidden_layers
     reduced = 4 * layers * num_tokens // cp * config.hidden_size * width * 2 * (tp - 1) // tp
+    # not every family's configuration has a size of its own for heads, and some say None
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     keys_and_values = 2 * config.num_key_value_heads * head_dim * width
     return int(reduced + 2 * layers * num_tokens * keys_and_values * (cp - 1) // cp)
