@@ -188,12 +188,7 @@ def _is_padding_free(
         reason = "context and sequence parallelism share out the positions of padded rows"
     elif not (isinstance(data.source, PaddingFree) and data.source.takes_documents(module)):
         reason = f"{data.source.name} has no attention for it"
-    elif not keeps_documents_apart(
-        forward,
-        device,
-        data.parallelism,
-        1e-3 if is_float32 else 0.05,  # of what bfloat16 rounds
-    ):
+    elif not keeps_documents_apart(forward, device, data.parallelism, is_float32):
         reason = f"without padding the rows of {data.source.name} mix"
     if reason is not None and options.padding_free:
         notice(f"training.padding_free: true is not usable here ({reason}); padding is computed with")

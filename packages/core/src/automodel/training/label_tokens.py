@@ -119,16 +119,19 @@ def label_loss(module: nn.Module, inputs: ForwardInputs, loss_fn: Loss, *, with_
 
 
 @torch.no_grad()
-def keeps_documents_apart(module: nn.Module, device: torch.device, parallelism: Parallelism, tolerance: float) -> bool:
+def keeps_documents_apart(module: nn.Module, device: torch.device, parallelism: Parallelism, in_float32: bool) -> bool:
     """Whether a model gives rows the same logits without padding as with it, tried out on two of a few tokens.
 
-    All processes call it together.
+    All processes call it together. In less than float32 only the rows' first tokens tell: a trained model may amplify
+    what rounding does to the others until nothing is left of their logits (SmolLM2: 1.4 of their norm, between two
+    kernels of PyTorch), but a first token attends to itself alone, whose weight is 1 in every kernel; and it is what
+    changes most where it sees another row, or has another place.
 
     Args:
         module: what is called in the forward pass.
         device: that it computes on.
         parallelism: of the run.
-        tolerance: the largest difference, as a part of the largest logit.
+        in_float32: nothing is computed in less.
     """
     ids = torch.tensor([[8, 7, 6, 5, 0, 0, 0], [2, 3, 4, 5, 6, 7, 8]])  # which the smallest vocabularies have
     mask = torch.ones_like(ids)
@@ -148,7 +151,10 @@ def keeps_documents_apart(module: nn.Module, device: torch.device, parallelism: 
                 return False
     finally:
         module.train(was_training)
-    return bool((without - padded).abs().max() <= tolerance * padded.abs().max())
+    difference = (without - padded).abs() / padded.abs().max()
+    if in_float32:
+        return bool(difference.max() <= 1e-3)
+    return bool(difference[[0, 3]].max() <= 0.05)  # of 3 and 6 tokens that foretell one
 
 
 def label_logits(module: nn.Module, inputs: ForwardInputs) -> Tensor:
