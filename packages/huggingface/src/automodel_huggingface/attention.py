@@ -7,7 +7,7 @@ hidden states in each.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -20,10 +20,10 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from automodel_huggingface.document_groups import DocumentGroup, attend_in_groups, group_documents
+
 NAME = "sdpa_documents"
 _DOCUMENTS = "documents"
-_LONGEST_BY_HAND = 384
-"""Tokens of a document on the CPU in bfloat16, in which the kernel's backward pass is slow (torch 2.15)."""
 _WORTH_SHARING = 1 / 16
 """Of all tokens those that need not be computed again; fewer are not worth copying keys and values."""
 
@@ -96,12 +96,17 @@ class _Documents:
         prefix: tokens with which all begin, computed in the first only.
         computed: (C), those of the T positions that the model was given; None: all.
         places: (T), which of the computed ones each position is; None: they are the same.
+        groups: of documents that are computed together on a CPU.
     """
 
     lengths: list[int]
     prefix: int = 0
     computed: Tensor | None = None
     places: Tensor | None = None
+    groups: list[DocumentGroup] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", group_documents(self.lengths, self.prefix))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no annotations there
@@ -115,6 +120,9 @@ def _each(
     window: int | None,
 ) -> Tensor:
     with record_function("automodel.attention"):
+        if query_BHLD.device.type == "cpu" and not dropout:  # B is 1
+            query_LHD, key_LHD, value_LHD = (t[0].transpose(0, 1) for t in (query_BHLD, key_BHLD, value_BHLD))
+            return attend_in_groups(query_LHD, key_LHD, value_LHD, documents.groups, scale, window)[None]
         prefix = documents.prefix
         parts = [_whole(tensor, documents) for tensor in (query_BHLD, key_BHLD, value_BHLD)]
         first, *others = (_attention(q, k, v, scale, dropout, window) for q, k, v in zip(*parts, strict=True))
@@ -138,9 +146,6 @@ def _attention(
     mask_LL = None
     if window is not None and length > window:
         mask_LL = torch.ones(length, length, dtype=torch.bool, device=query_BHLD.device).tril().triu(1 - window)
-    is_slow = query_BHLD.device.type == "cpu" and query_BHLD.dtype == torch.bfloat16
-    if is_slow and length <= _LONGEST_BY_HAND and not dropout:
-        return _by_hand(query_BHLD, key_BHLD, value_BHLD, scale, mask_LL)
     return F.scaled_dot_product_attention(
         query_BHLD,
         key_BHLD,
@@ -151,21 +156,6 @@ def _attention(
         is_causal=mask_LL is None,
         enable_gqa=query_BHLD.shape[1] != key_BHLD.shape[1],
     )
-
-
-def _by_hand(
-    query_BHLD: Tensor, key_BHLD: Tensor, value_BHLD: Tensor, scale: float | None, mask_LL: Tensor | None
-) -> Tensor:
-    """The same by matrix products, in which the queries that share a key head are one matrix; softmax in float32."""
-    B, H, L, D = query_BHLD.shape
-    kv_heads = key_BHLD.shape[1]
-    scale = D**-0.5 if scale is None else scale
-    if mask_LL is None:
-        mask_LL = torch.ones(L, L, dtype=torch.bool, device=query_BHLD.device).tril()
-    query = (query_BHLD * scale).reshape(B, kv_heads, H // kv_heads * L, D)
-    scores = (query @ key_BHLD.transpose(2, 3)).view(B, kv_heads, H // kv_heads, L, L)
-    weights = scores.masked_fill(~mask_LL, float("-inf")).softmax(dim=-1, dtype=torch.float32).to(value_BHLD.dtype)
-    return (weights.view(B, kv_heads, -1, L) @ value_BHLD).view(B, H, L, -1)
 
 
 def _with_documents(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
