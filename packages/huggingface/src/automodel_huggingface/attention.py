@@ -7,7 +7,8 @@ hidden states in each.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -96,17 +97,17 @@ class _Documents:
         prefix: tokens with which all begin, computed in the first only.
         computed: (C), those of the T positions that the model was given; None: all.
         places: (T), which of the computed ones each position is; None: they are the same.
-        groups: of documents that are computed together on a CPU.
     """
 
     lengths: list[int]
     prefix: int = 0
     computed: Tensor | None = None
     places: Tensor | None = None
-    groups: list[DocumentGroup] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", group_documents(self.lengths, self.prefix))
+    @cached_property
+    def groups(self) -> list[DocumentGroup]:
+        """Those that are computed together on a CPU; made by the first layer for all."""
+        return group_documents(self.lengths, self.prefix)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no annotations there

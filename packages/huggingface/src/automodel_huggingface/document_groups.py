@@ -179,15 +179,14 @@ def _gradients(ctx: Any, grad_THD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Those of queries, keys and values; what several documents or blocks share is added up in float32."""
     grads = F.pad(grad_THD, (0, 0, 0, 0, 0, 1))  # of tokens that a document has not got: nothing
     kept = iter(ctx.saved_tensors)
-    of_query = of_key = of_value = grads.new_empty(0)
-    for number, group in enumerate(ctx.groups):
+    first_query, first_key, first_value, *_ = ctx.saved_tensors
+    of_query = grads.new_empty(*grads.shape[:2], first_query.shape[2])
+    of_key, of_value = (
+        torch.zeros(len(grads), ctx.num_keys, tensor.shape[2], dtype=torch.float32)
+        for tensor in (first_key, first_value)
+    )
+    for group in ctx.groups:
         query, key, value = next(kept), next(kept), next(kept)
-        if number == 0:
-            num_heads = ctx.num_keys * query.shape[1] // group.length
-            of_query = query.new_empty(len(grads), num_heads, query.shape[2])
-            of_key, of_value = (
-                torch.zeros(len(grads), ctx.num_keys, tensor.shape[2], dtype=torch.float32) for tensor in (key, value)
-            )
         grad = _of_keys(grads, group.places, ctx.num_keys)
         ratio = query.shape[1] // group.length
         own_key, own_value = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (key, value))
