@@ -7,7 +7,7 @@ block of queries meets no key behind it, so that next to half of the work of a l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -22,7 +22,7 @@ _BLOCK = 128
 """Queries of a document that are computed at once (benchmarked with 64, 128 and 256)."""
 _LONGEST_KEPT = 512
 """Tokens of a document whose weights are kept for the backward pass. Their number grows with the length squared, so
-those of longer ones are computed again."""
+those of longer ones are computed again, with their masks."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,11 @@ class DocumentGroup:
         """L."""
         return self.places.shape[1]
 
-    def blocks_of(self, queries_per_key: int, window: int | None, dtype: torch.dtype) -> list[_Block]:
-        """Its queries in blocks, with masks; made by the first layer for all."""
+    def blocks_of(self, queries_per_key: int, window: int | None, dtype: torch.dtype) -> Iterable[_Block]:
+        """Its queries in blocks, with masks; kept for all layers, unless they would be large."""
         key = (queries_per_key, window, dtype)
+        if self.length > _LONGEST_KEPT:
+            return self._blocks(*key)
         if key not in self.blocks:
             self.blocks[key] = list(self._blocks(*key))
         return self.blocks[key]
@@ -75,11 +77,10 @@ class DocumentGroup:
         for start in range(0, self.length, _BLOCK):
             end = min(start + _BLOCK, self.length)
             low = 0 if window is None else max(0, prefix + start - window + 1)
-            queries, keys = torch.arange(prefix + start, prefix + end), torch.arange(low, prefix + end)
-            distance = queries.repeat_interleave(queries_per_key)[:, None] - keys
-            unseen = distance < 0 if window is None else (distance < 0) | (distance >= window)
-            mask = torch.zeros(unseen.shape, dtype=dtype).masked_fill_(unseen, float("-inf"))
-            yield _Block(start, end, low, prefix + end, mask)
+            unseen = torch.full((end - start, prefix + end - low), float("-inf"), dtype=dtype)
+            own = prefix + start - low  # the column of the first query's own key
+            mask = unseen.triu(own + 1) if window is None else unseen.triu(own + 1) + unseen.tril(own - window)
+            yield _Block(start, end, low, prefix + end, mask.repeat_interleave(queries_per_key, dim=0))
 
 
 def group_documents(lengths: list[int], prefix: int) -> list[DocumentGroup]:
