@@ -179,8 +179,9 @@ class _Attention(torch.autograd.Function):
 def _gradients(ctx: Any, grad_THD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Those of queries, keys and values; what several documents or blocks share is added up in float32."""
     grads = F.pad(grad_THD, (0, 0, 0, 0, 0, 1))  # of tokens that a document has not got: nothing
-    kept = iter(ctx.saved_tensors)
-    first_query, first_key, first_value, *_ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # asked for once: activation checkpointing refuses the second time
+    first_query, first_key, first_value, *_ = saved
+    kept = iter(saved)
     of_query = grads.new_empty(*grads.shape[:2], first_query.shape[2])
     of_key, of_value = (
         torch.zeros(len(grads), ctx.num_keys, tensor.shape[2], dtype=torch.float32)
