@@ -1,5 +1,8 @@
 """Attention in groups is that of each document alone, whatever their lengths, prefix and window."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from automodel_huggingface.document_groups import attend_in_groups, group_documents
@@ -43,3 +46,20 @@ def test_outputs_and_gradients_are_those_of_each_document_alone(prefix, window, 
     for ours, theirs in zip((output, *grads), (wanted, *wanted_grads), strict=True):
         assert ours.dtype == dtype
         assert (ours.double() - theirs).norm() < tolerance * theirs.norm()
+
+
+def test_memory_of_a_long_document_is_linear():
+    code = """
+import torch
+from automodel.training.metrics import peak_memory_mb
+from automodel_huggingface.document_groups import attend_in_groups, group_documents
+
+def attend(length):
+    inputs = [torch.randn(length, heads, 64, requires_grad=True) for heads in (9, 3, 3)]
+    attend_in_groups(*inputs, group_documents([length], 0), scale=None, window=None).sum().backward()
+    return peak_memory_mb(torch.device("cpu"))
+
+print(-attend(64) + attend(4096))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 350  # MB; all scores at once would be 600, and with their gradients twice that
