@@ -67,7 +67,7 @@ class DocumentGroup:
         """Its queries in blocks, with masks; kept for all layers, unless they would be large.
 
         The last block comes first: what others need then fits into the memory that it has left (8,192 tokens in float32
-        took 1.3 GB in the order of the queries, and take 0.5).
+        took 0.5 to 1.3 GB in the order of the queries, and take 0.4 to 0.5).
         """
         key = (queries_per_key, window, dtype)
         if self.length > _LONGEST_KEPT:
