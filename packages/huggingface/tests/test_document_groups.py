@@ -35,8 +35,8 @@ def one_by_one(query, key, value, prefix, window):
 def test_outputs_and_gradients_are_those_of_each_document_alone(prefix, window, dtype, tolerance):
     torch.manual_seed(0)
     inputs = [tensors(6, dtype), tensors(2, dtype), tensors(2, dtype)]
-    groups = group_documents(LENGTHS, prefix)
-    assert len(groups) < len(LENGTHS)
+    groups = group_documents(LENGTHS, prefix, num_keys=2)
+    assert len(groups.groups) < len(LENGTHS)
     output = attend_in_groups(*inputs, groups, scale=None, window=window)
     grad = torch.randn_like(output)
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
@@ -56,7 +56,7 @@ from automodel_huggingface.document_groups import attend_in_groups, group_docume
 
 def attend(length):
     inputs = [torch.randn(length, heads, 64, requires_grad=True) for heads in (9, 3, 3)]
-    attend_in_groups(*inputs, group_documents([length], 0), scale=None, window=None).sum().backward()
+    attend_in_groups(*inputs, group_documents([length], 0, num_keys=3), scale=None, window=None).sum().backward()
     return peak_memory_mb(torch.device("cpu"))
 
 before = attend(64)

@@ -7,8 +7,7 @@ hidden states in each.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -21,7 +20,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from automodel_huggingface.document_groups import DocumentGroup, attend_in_groups, group_documents
+from automodel_huggingface.document_groups import DocumentGroups, attend_in_groups, group_documents
 
 NAME = "sdpa_documents"
 _DOCUMENTS = "documents"
@@ -97,17 +96,20 @@ class _Documents:
         prefix: tokens with which all begin, computed in the first only.
         computed: (C), those of the T positions that the model was given; None: all.
         places: (T), which of the computed ones each position is; None: they are the same.
+        groups: for each number of key heads that a layer has.
     """
 
     lengths: list[int]
     prefix: int = 0
     computed: Tensor | None = None
     places: Tensor | None = None
+    groups: dict[int, DocumentGroups] = field(default_factory=dict)
 
-    @cached_property
-    def groups(self) -> list[DocumentGroup]:
-        """Those that are computed together on a CPU; made by the first layer for all."""
-        return group_documents(self.lengths, self.prefix)
+    def groups_of(self, num_keys: int) -> DocumentGroups:
+        """What is computed together on a CPU; made by the first layer with so many key heads for all."""
+        if num_keys not in self.groups:
+            self.groups[num_keys] = group_documents(self.lengths, self.prefix, num_keys)
+        return self.groups[num_keys]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no annotations there
@@ -123,7 +125,8 @@ def _each(
     with record_function("automodel.attention"):
         if query_BHLD.device.type == "cpu" and not dropout:  # B is 1
             query_LHD, key_LHD, value_LHD = (t[0].transpose(0, 1) for t in (query_BHLD, key_BHLD, value_BHLD))
-            return attend_in_groups(query_LHD, key_LHD, value_LHD, documents.groups, scale, window)[None]
+            groups = documents.groups_of(key_LHD.shape[1])
+            return attend_in_groups(query_LHD, key_LHD, value_LHD, groups, scale, window)[None]
         prefix = documents.prefix
         parts = [_whole(tensor, documents) for tensor in (query_BHLD, key_BHLD, value_BHLD)]
         first, *others = (_attention(q, k, v, scale, dropout, window) for q, k, v in zip(*parts, strict=True))

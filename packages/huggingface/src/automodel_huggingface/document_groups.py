@@ -45,12 +45,13 @@ class _Block:
 
 
 @dataclass(frozen=True, eq=False)
-class DocumentGroup:
-    """N documents, computed as if each had the L tokens of the longest.
+class _Group:
+    """N documents, computed as if each had the L tokens of the longest: for each of K key heads a matrix.
 
     Args:
-        places: (N, L), which of the T positions each token is; T for those that a document has not got.
-        keys: (N, P + L), the positions whose keys it may see: those of the prefix, and its own.
+        places: (N x K, L), which of the T x K heads of all positions each token is; T x K for those that a document
+            has not got.
+        keys: (N x K, P + L), those whose keys it may see: of the prefix, and its own.
         blocks: of queries, for each window and data type that a layer has asked for.
     """
 
@@ -62,6 +63,11 @@ class DocumentGroup:
     def length(self) -> int:
         """L."""
         return self.places.shape[1]
+
+    @property
+    def own_keys(self) -> Tensor:
+        """(N x K, L), the places, with some other one for those that a document has not got."""
+        return self.keys[:, -self.length :]
 
     def blocks_of(self, queries_per_key: int, window: int | None, dtype: torch.dtype) -> Iterable[_Block]:
         """Its queries in blocks, with masks; kept for all layers, unless they would be large.
@@ -87,42 +93,66 @@ class DocumentGroup:
             yield _Block(start, end, low, prefix + end, mask.repeat_interleave(queries_per_key, dim=0))
 
 
-def group_documents(lengths: list[int], prefix: int) -> list[DocumentGroup]:
+@dataclass(frozen=True, eq=False)
+class DocumentGroups:
+    """All documents, in groups.
+
+    Args:
+        groups: each document is in one.
+        order: (T x K), where in the groups, end to end, each position's key heads are.
+    """
+
+    groups: list[_Group]
+    order: Tensor
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of each group N x K x L."""
+        return [group.places.numel() for group in self.groups]
+
+
+def group_documents(lengths: list[int], prefix: int, num_keys: int) -> DocumentGroups:
     """The groups of documents of these lengths, which lie end to end.
 
     Args:
         lengths: of each document, of all but the first without the prefix.
         prefix: tokens with which all begin, and which are there in the first only.
+        num_keys: K.
     """
     total = sum(lengths)
     starts = [end - length for end, length in zip(accumulate(lengths), lengths, strict=True)]
     starts[0] += prefix
     own = [lengths[0] - prefix, *lengths[1:]]
-    groups = [_group([0], [prefix], 0, total)] if prefix else []
+    groups = [_group([0], [prefix], 0, total, num_keys)] if prefix else []
     together: list[int] = []
-    for document in sorted(range(len(own)), key=own.__getitem__):
-        if together and own[document] > 1.35 * own[together[0]] + 8:  # then padding would cost more than one more group
-            groups.append(_group([starts[i] for i in together], [own[i] for i in together], prefix, total))
+    for document in [*sorted(range(len(own)), key=own.__getitem__), None]:
+        # of longer ones the padding would cost more than one more group
+        if together and (document is None or own[document] > 1.35 * own[together[0]] + 8):
+            groups.append(_group([starts[i] for i in together], [own[i] for i in together], prefix, total, num_keys))
             together = []
-        together.append(document)
-    groups.append(_group([starts[i] for i in together], [own[i] for i in together], prefix, total))
-    return groups
+        if document is not None:
+            together.append(document)
+    places = torch.cat([group.places.flatten() for group in groups])
+    order = torch.empty(total * num_keys + 1, dtype=torch.int64)
+    order[places] = torch.arange(len(places))
+    return DocumentGroups(groups, order[:-1])
 
 
-def _group(starts: list[int], lengths: list[int], prefix: int, total: int) -> DocumentGroup:
-    tokens = torch.arange(max(lengths))
-    places = torch.tensor(starts)[:, None] + tokens
-    places = places.masked_fill(tokens >= torch.tensor(lengths)[:, None], total)
+def _group(starts: list[int], lengths: list[int], prefix: int, total: int, num_keys: int) -> _Group:
+    tokens, heads = torch.arange(max(lengths)), torch.arange(num_keys)[:, None]
+    positions = torch.tensor(starts)[:, None, None] + tokens
+    is_missing = tokens >= torch.tensor(lengths)[:, None, None]
+    places = (positions * num_keys + heads).masked_fill(is_missing, total * num_keys).flatten(0, 1)
+    of_prefix = (torch.arange(prefix) * num_keys + heads).repeat(len(starts), 1)
     # what a document has not got comes after all that it has, where no query of it looks
-    keys = torch.cat([torch.arange(prefix).expand(len(starts), -1), places.clamp(max=total - 1)], dim=1)
-    return DocumentGroup(places, keys)
+    return _Group(places, torch.cat([of_prefix, places.clamp(max=total * num_keys - 1)], dim=1))
 
 
 def attend_in_groups(
     query_THD: Tensor,
     key_TKD: Tensor,
     value_TKD: Tensor,
-    groups: list[DocumentGroup],
+    documents: DocumentGroups,
     scale: float | None,
     window: int | None,
 ) -> Tensor:
@@ -132,12 +162,12 @@ def attend_in_groups(
         query_THD: of H heads.
         key_TKD: of K heads, each of which H / K heads of queries share.
         value_TKD: likewise.
-        groups: of all documents.
+        documents: all.
         scale: of the scores; None: one by the root of D.
         window: of each position only so many last ones are seen, itself among them.
     """
     scale = query_THD.shape[-1] ** -0.5 if scale is None else scale
-    output: Tensor = _Attention.apply(query_THD, key_TKD, value_TKD, groups, scale, window)
+    output: Tensor = _Attention.apply(query_THD, key_TKD, value_TKD, documents, scale, window)
     return output
 
 
@@ -150,18 +180,19 @@ class _Attention(torch.autograd.Function):
         query_THD: Tensor,
         key_TKD: Tensor,
         value_TKD: Tensor,
-        groups: list[DocumentGroup],
+        documents: DocumentGroups,
         scale: float,
         window: int | None,
     ) -> Tensor:
-        num_keys = key_TKD.shape[1]
-        outputs = query_THD.new_empty(len(query_THD) + 1, query_THD.shape[1], value_TKD.shape[2])
+        T, num_keys, _ = key_TKD.shape
+        queries, keys, values = (tensor.reshape(T * num_keys, -1) for tensor in (query_THD, key_TKD, value_TKD))
+        ratio = query_THD.shape[1] // num_keys
+        outputs = queries.new_empty(sum(documents.sizes), ratio * values.shape[1])
         kept: list[Tensor] = []
-        for group in groups:
-            query = _of_keys(query_THD, group.places.clamp(max=len(query_THD) - 1), num_keys)
-            key, value = (_of_keys(tensor, group.keys, num_keys) for tensor in (key_TKD, value_TKD))
-            ratio = query.shape[1] // group.length
-            output = query.new_empty(*query.shape[:2], value.shape[2])
+        for group, own_outputs in zip(documents.groups, outputs.split(documents.sizes), strict=True):
+            query = _picked(queries, group.own_keys, ratio)
+            key, value = _picked(keys, group.keys), _picked(values, group.keys)
+            output = own_outputs.view(*query.shape[:2], -1)
             kept += [query, key, value]
             for block in group.blocks_of(ratio, window, query.dtype):
                 rows = slice(block.start * ratio, block.end * ratio)
@@ -169,10 +200,9 @@ class _Attention(torch.autograd.Function):
                 output[:, rows] = weights @ value[:, block.low : block.high]
                 if group.length <= _LONGEST_KEPT:
                     kept.append(weights)
-            outputs[group.places.flatten()] = _of_tokens(output, group.places, num_keys)
         ctx.save_for_backward(*kept)
-        ctx.groups, ctx.scale, ctx.window, ctx.num_keys = groups, scale, window, num_keys
-        return outputs[:-1]
+        ctx.documents, ctx.scale, ctx.window, ctx.num_keys = documents, scale, window, num_keys
+        return outputs.index_select(0, documents.order).view(T, ratio * num_keys, -1)
 
     @staticmethod
     @once_differentiable
@@ -183,36 +213,36 @@ class _Attention(torch.autograd.Function):
 
 def _gradients(ctx: Any, grad_THD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Those of queries, keys and values; what several documents or blocks share is added up in float32."""
-    grads = F.pad(grad_THD, (0, 0, 0, 0, 0, 1))  # of tokens that a document has not got: nothing
+    (T, H, _), num_keys, documents = grad_THD.shape, ctx.num_keys, ctx.documents
+    ratio = H // num_keys
     saved = ctx.saved_tensors  # asked for once: activation checkpointing refuses the second time
     first_query, first_key, first_value, *_ = saved
     kept = iter(saved)
-    of_query = grads.new_empty(*grads.shape[:2], first_query.shape[2])
-    of_key, of_value = (
-        torch.zeros(len(grads), ctx.num_keys, tensor.shape[2], dtype=torch.float32)
-        for tensor in (first_key, first_value)
+    grads = F.pad(grad_THD.reshape(T * num_keys, -1), (0, 0, 0, 1))  # of tokens that a document has not got: nothing
+    of_queries = grads.new_empty(sum(documents.sizes), ratio * first_query.shape[2])
+    of_keys, of_values = (
+        torch.zeros(T * num_keys, tensor.shape[2], dtype=torch.float32) for tensor in (first_key, first_value)
     )
-    for group in ctx.groups:
+    for group, own_of_queries in zip(documents.groups, of_queries.split(documents.sizes), strict=True):
         query, key, value = next(kept), next(kept), next(kept)
-        grad = _of_keys(grads, group.places, ctx.num_keys)
-        ratio = query.shape[1] // group.length
-        own_query = torch.empty_like(query)
-        own_key, own_value = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (key, value))
+        grad = _picked(grads, group.places, ratio)
+        of_query = own_of_queries.view(query.shape)
+        of_key, of_value = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (key, value))
         for block in group.blocks_of(ratio, ctx.window, query.dtype):
             rows, columns = slice(block.start * ratio, block.end * ratio), slice(block.low, block.high)
             kept_weights = group.length <= _LONGEST_KEPT
             weights = next(kept) if kept_weights else _weights(query[:, rows], key, block, ctx.scale)
-            own_value[:, columns] += weights.transpose(1, 2) @ grad[:, rows]
+            of_value[:, columns] += weights.transpose(1, 2) @ grad[:, rows]
             of_weights = grad[:, rows] @ value[:, columns].transpose(1, 2)
             # the operator of softmax's own backward pass, which has no public name
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-            own_query[:, rows] = of_scores @ key[:, columns]
-            own_key[:, columns] += of_scores.transpose(1, 2) @ query[:, rows]
-        of_query[group.places.flatten()] = _of_tokens(own_query, group.places, ctx.num_keys)
-        for total, own in ((of_key, own_key), (of_value, own_value)):
-            total.index_add_(0, group.keys.flatten(), _of_tokens(own, group.keys, ctx.num_keys))
-    of_query, of_key, of_value = of_query[:-1], of_key[:-1], of_value[:-1]
-    return of_query.mul_(ctx.scale), of_key.mul_(ctx.scale).to(grads.dtype), of_value.to(grads.dtype)
+            of_query[:, rows] = of_scores @ key[:, columns]
+            of_key[:, columns] += of_scores.transpose(1, 2) @ query[:, rows]
+        for total, own in ((of_keys, of_key), (of_values, of_value)):
+            total.index_add_(0, group.keys.flatten(), own.flatten(0, 1))
+    of_query_THD = of_queries.index_select(0, documents.order).view(T, H, -1).mul_(ctx.scale)
+    of_key_TKD, of_value_TKD = (total.view(T, num_keys, -1) for total in (of_keys.mul_(ctx.scale), of_values))
+    return of_query_THD, of_key_TKD.to(grads.dtype), of_value_TKD.to(grads.dtype)
 
 
 def _weights(query: Tensor, key: Tensor, block: _Block, scale: float) -> Tensor:
@@ -221,16 +251,6 @@ def _weights(query: Tensor, key: Tensor, block: _Block, scale: float) -> Tensor:
     return scores.softmax(dim=-1)
 
 
-def _of_keys(tensor_THD: Tensor, places_NL: Tensor, num_keys: int) -> Tensor:
-    """The rows (N x K, L x H / K, D) of these places: one matrix for each document and key head."""
-    N, L = places_NL.shape
-    D = tensor_THD.shape[2]
-    picked = tensor_THD[places_NL.flatten()].view(N, L, num_keys, -1, D)
-    return picked.transpose(1, 2).reshape(N * num_keys, -1, D)
-
-
-def _of_tokens(matrices: Tensor, places_NL: Tensor, num_keys: int) -> Tensor:
-    """The inverse: (N x L, H, D)."""
-    N, L = places_NL.shape
-    D = matrices.shape[2]
-    return matrices.view(N, num_keys, L, -1, D).transpose(1, 2).reshape(N * L, -1, D)
+def _picked(rows: Tensor, places: Tensor, ratio: int = 1) -> Tensor:
+    """The rows (T x K, ratio x D) of these places (N x K, L) as matrices (N x K, L x ratio, D)."""
+    return rows.index_select(0, places.flatten()).view(len(places), places.shape[1] * ratio, -1)
