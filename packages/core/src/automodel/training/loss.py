@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from automodel.interfaces import Loss
 
+_TOKENS_IN_CACHE = 32
+"""Benchmarked with 4 to 64 and 49,152 logits each."""
+
 
 def cross_entropy(label_smoothing: float = 0.0) -> Loss:
     """Cross-entropy of the next token, in float32 whatever the model's dtype.
@@ -21,12 +24,11 @@ def cross_entropy(label_smoothing: float = 0.0) -> Loss:
     """
 
     def loss(logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-        logits_NV = logits_NV.float()
         is_plain = logits_NV.device.type == "cpu" and not isinstance(logits_NV, DTensor)
         if is_plain and logits_NV.requires_grad and not label_smoothing and len(labels_N):
             loss_sum: Tensor = _CrossEntropy.apply(logits_NV, labels_N)
             return loss_sum
-        return F.cross_entropy(logits_NV, labels_N, reduction="sum", label_smoothing=label_smoothing)
+        return F.cross_entropy(logits_NV.float(), labels_N, reduction="sum", label_smoothing=label_smoothing)
 
     return loss
 
@@ -34,22 +36,30 @@ def cross_entropy(label_smoothing: float = 0.0) -> Loss:
 class _CrossEntropy(torch.autograd.Function):
     """As PyTorch's on a CPU, but faster and more exact, and as fast for logits laid out by columns.
 
-    PyTorch's backward pass begins with a gradient of the log-probabilities, which is as large and nearly all zeros. Its
-    forward pass (2.15) adds a large vocabulary up so that small probabilities are lost: 3e-6 of a loss.
+    PyTorch passes over all logits many times; here they are worked on while they are in the processor's cache, in
+    float32, and their gradients are made with the loss. PyTorch (2.15) also adds a large vocabulary up so that small
+    probabilities are lost: 3e-6 of a loss.
     """
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
-        of_labels_N = logits_NV.gather(1, labels_N[:, None]).squeeze(1)
-        highest_N1 = logits_NV.amax(dim=1, keepdim=True)
-        powers_NV = (logits_NV - highest_N1).exp_()
-        sums_N1 = powers_NV.sum(dim=1, keepdim=True)
-        ctx.save_for_backward(powers_NV, sums_N1, labels_N)
-        return (sums_N1.log().squeeze(1) + (highest_N1.squeeze(1) - of_labels_N)).sum()
+        grad_NV = torch.empty_like(logits_NV)
+        loss_sum = torch.zeros((), dtype=torch.float32)
+        parts = (tensor.split(_TOKENS_IN_CACHE) for tensor in (logits_NV, labels_N[:, None], grad_NV))
+        for logits_PV, labels_P1, grad_PV in zip(*parts, strict=True):
+            powers_PV = logits_PV.to(torch.float32, copy=True)
+            of_labels_P1 = powers_PV.gather(1, labels_P1)
+            highest_P1 = powers_PV.amax(dim=1, keepdim=True)
+            sums_P1 = powers_PV.sub_(highest_P1).exp_().sum(dim=1, keepdim=True)
+            loss_sum += (sums_P1.log() + (highest_P1 - of_labels_P1)).sum()
+            probabilities_PV = powers_PV.div_(sums_P1)
+            probabilities_PV.scatter_(1, labels_P1, probabilities_PV.gather(1, labels_P1) - 1)
+            grad_PV.copy_(probabilities_PV)
+        ctx.save_for_backward(grad_NV)
+        return loss_sum
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        powers_NV, sums_N1, labels_N = ctx.saved_tensors
-        grad_NV = powers_NV * (grad / sums_N1)
-        return grad_NV.scatter_add_(1, labels_N[:, None], -grad.expand(len(labels_N), 1)), None
+        [grad_NV] = ctx.saved_tensors
+        return grad_NV if grad == 1 else grad_NV * grad, None
