@@ -12,7 +12,8 @@ SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 
 def test_rounding_takes_a_neighbour_and_is_right_on_average():
     values = torch.tensor([1.0 + 2**-10, -3.0 - 2**-9, 1.0, 0.0, -1e-30]).repeat_interleave(40_000)
-    rounded = stochastically_rounded(values, torch.Generator().manual_seed(0)).float().view(5, -1)
+    words = torch.randint(-(2**31), 2**31, values.shape, generator=torch.Generator().manual_seed(0)).int()
+    rounded = stochastically_rounded(values, words).float().view(5, -1)
     assert set(rounded[0].tolist()) == {1.0, 1.0 + 2**-7}
     torch.testing.assert_close(rounded.mean(dim=1), values.view(5, -1)[:, 0], rtol=2e-4, atol=0)
 
@@ -51,6 +52,22 @@ def test_small_updates_count_on_average():
     moved = [3.0 - parameter.float().mean().item() for parameter in (exact, rounded, plain)]
     assert moved[1] == pytest.approx(moved[0], rel=0.05)
     assert moved[2] == 0
+
+
+def test_no_two_parts_of_the_parameters_are_rounded_alike():
+    value = torch.full((3 * 2**18,), 3.0).bfloat16()  # three parts
+    parameters = [nn.Parameter(value.clone()) for _ in range(2)]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = adamw(parameters, lr=1e-3, weight_decay=0.0)
+    seen = []
+    for _ in range(2):
+        before = [parameter.detach().clone() for parameter in parameters]
+        optimizer.step()
+        for parameter, old in zip(parameters, before, strict=True):
+            seen += (parameter != old).view(3, -1).float()
+    correlations = torch.corrcoef(torch.stack(seen))
+    assert correlations.fill_diagonal_(0).abs().max() < 0.01
 
 
 def test_replicas_stay_equal_and_a_resumed_one_goes_on_exactly():

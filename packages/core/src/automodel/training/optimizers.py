@@ -58,11 +58,12 @@ class RoundingAdamW(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("no closure is called here")
         place = 0
+        drawn: dict[tuple[torch.device, int], Tensor] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
                 place += 1
                 if parameter.grad is not None:
-                    self._update(parameter, group, place)
+                    self._update(parameter, group, place, drawn)
         return None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -75,7 +76,7 @@ class RoundingAdamW(torch.optim.Optimizer):
                 if number in state_dict["state"]:
                     self.state[parameter][name] = state_dict["state"][number][name].to(parameter.device)
 
-    def _update(self, parameter: nn.Parameter, group: dict[str, Any], place: int) -> None:
+    def _update(self, parameter: nn.Parameter, group: dict[str, Any], place: int, drawn: dict[Any, Tensor]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -83,10 +84,12 @@ class RoundingAdamW(torch.optim.Optimizer):
                 state[name] = torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.preserve_format)
         number = int(state["step"])
         tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-        chunk = _CHUNK_ON_CPU if parameter.device.type == "cpu" else _CHUNK
+        device = parameter.device
+        chunk = _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK
         flat = [_local(tensor).view(-1).split(chunk) for tensor in tensors]
-        noise = torch.Generator(flat[0][0].device).manual_seed(number << 20 | place) if flat[0] else None
-        for values, grad, exp_avg, exp_avg_sq in zip(*flat, strict=True):
+        if (device, number) not in drawn:
+            drawn[device, number] = _random_words(chunk, torch.Generator(device).manual_seed(number))
+        for index, (values, grad, exp_avg, exp_avg_sq) in enumerate(zip(*flat, strict=True)):
             exact = values.float()
             step = torch.full((), number, dtype=torch.float32, device=values.device if group["fused"] else None)
             adamw_update(
@@ -106,17 +109,34 @@ class RoundingAdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 maximize=False,
             )
-            values.copy_(exact if values.dtype == torch.float32 else stochastically_rounded(exact, noise))
+            if values.dtype != torch.float32:
+                words = drawn[device, number][: values.numel()] * _odd(place << 16 | index)
+                exact = stochastically_rounded(exact, words)
+            values.copy_(exact)
         state["step"] += 1
 
 
-def stochastically_rounded(values: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Finite float32 values as bfloat16: one of the two neighbours, the nearer one more often, right on average."""
-    # eight bytes at a time: drawing is most of the work
-    words = torch.empty(values.numel() // 4 + 1, dtype=torch.int64, device=values.device)
-    words.random_(-(2**63), None, generator=generator)
-    noise = words.view(torch.int16)[: values.numel()].view(values.shape).to(torch.int32).bitwise_and_(0xFFFF)
-    return (values.view(torch.int32) + noise).bitwise_and_(-0x10000).view(torch.float32).to(torch.bfloat16)
+def stochastically_rounded(values: Tensor, words: Tensor) -> Tensor:
+    """Finite float32 values as bfloat16: one of the two neighbours, the nearer one more often, right on average.
+
+    Args:
+        values: of any shape.
+        words: as many, random, of 32 bits, the upper half of which counts.
+    """
+    noise = words.bitwise_right_shift(16).bitwise_and_(0xFFFF)
+    return noise.add_(values.view(torch.int32)).bitwise_and_(-0x10000).view(torch.float32).to(torch.bfloat16)
+
+
+def _random_words(number: int, generator: torch.Generator) -> Tensor:
+    """So many random int32, drawn two at a time: drawing is slow on a CPU."""
+    words = torch.empty(number // 2, dtype=torch.int64, device=generator.device)
+    return words.random_(-(2**63), None, generator=generator).view(torch.int32)
+
+
+def _odd(index: int) -> int:
+    """A factor, another one for each index, with which random words of 32 bits give others: multiplicative hashing."""
+    factor = (2 * index + 1) * 0x9E3779B1 % 2**32
+    return factor - 2**32 if factor >= 2**31 else factor
 
 
 def _local(tensor: Tensor | None) -> Tensor:
