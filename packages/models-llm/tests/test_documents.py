@@ -1,5 +1,7 @@
 """Documents that lie end to end give the losses and gradients of padded rows, and do not see each other."""
 
+import copy
+
 import pytest
 import torch
 from automodel.parallel.ddp import DataParallel
@@ -202,3 +204,28 @@ def test_generation_and_saving_are_as_before(smollm_tokenizer, tmp_path):
     ids = torch.tensor([samples(9)[0]["input_ids"]])
     wanted = plain.generate(ids, max_new_tokens=5, do_sample=False)
     assert torch.equal(module.generate(ids, max_new_tokens=5, do_sample=False), wanted)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma3_text"])
+def test_only_padding_that_some_token_could_see_is_masked(model_type, side, smollm_tokenizer, monkeypatch):
+    _, module = model(model_type, smollm_tokenizer, **MODELS[model_type])
+    plain = type(module)(copy.deepcopy(module.config))
+    plain.load_state_dict(module.state_dict())
+    plain.set_attn_implementation("sdpa")
+    masks = []
+    own = attention.sdpa_attention_forward
+
+    def watched(module, query, key, value, attention_mask, **others):
+        masks.append(attention_mask)
+        return own(module, query, key, value, attention_mask, **others)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
+    inputs = smollm_tokenizer.pad(
+        {"input_ids": [row["input_ids"] for row in samples(3, 9)]}, padding_side=side, return_tensors="pt"
+    )
+    is_token = inputs["attention_mask"].bool()
+    logits, wanted = module.eval()(**inputs).logits, plain.eval()(**inputs).logits
+    torch.testing.assert_close(logits[is_token], wanted[is_token], rtol=1e-5, atol=1e-6)
+    if model_type == "llama":  # the others have windows, which take a mask
+        assert [mask is None for mask in masks] == [side == "right"] * SIZES["num_hidden_layers"]
