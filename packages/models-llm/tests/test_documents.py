@@ -229,3 +229,13 @@ def test_only_padding_that_some_token_could_see_is_masked(model_type, side, smol
     torch.testing.assert_close(logits[is_token], wanted[is_token], rtol=1e-5, atol=1e-6)
     if model_type == "llama":  # the others have windows, which take a mask
         assert [mask is None for mask in masks] == [side == "right"] * SIZES["num_hidden_layers"]
+
+
+def test_where_tokens_see_later_ones_padding_stays_masked(smollm_tokenizer):
+    _, module = model("gemma3_text", smollm_tokenizer, **MODELS["gemma3_text"], use_bidirectional_attention=True)
+    [row] = samples(5)
+    alone = torch.tensor([row["input_ids"]])
+    padded = torch.cat([alone, torch.full((1, 3), 7)], dim=1)
+    mask = torch.tensor([[1] * 5 + [0] * 3])
+    logits = module.eval()(input_ids=padded, attention_mask=mask).logits[:, :5]
+    torch.testing.assert_close(logits, module(input_ids=alone).logits, rtol=1e-5, atol=1e-6)

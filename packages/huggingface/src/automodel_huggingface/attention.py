@@ -47,7 +47,8 @@ def attend_within_documents(module: Any) -> None:
     module.set_attn_implementation(NAME)
     decoder = getattr(module, module.base_model_prefix)
     decoder.register_forward_pre_hook(_with_documents, with_kwargs=True)
-    decoder.register_forward_pre_hook(_without_needless_mask, with_kwargs=True)
+    if all(getattr(part, "is_causal", True) for part in module.modules()):  # those of images are not
+        decoder.register_forward_pre_hook(_without_needless_mask, with_kwargs=True)
     decoder.register_forward_hook(_for_each_document, with_kwargs=True)
 
 
@@ -181,9 +182,10 @@ def _with_documents(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tup
 
 
 def _without_needless_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """Leave out a mask of padding that comes after all tokens, where no token looks: then kernels skip half the work."""
+    """Leave out a mask of padding after all tokens, where no token looks: then kernels skip half of the work."""
     mask_BL = kwargs.get("attention_mask")
-    if mask_BL is None or mask_BL.dim() != 2 or kwargs.get("past_key_values") is not None:
+    others = (kwargs.get(name) for name in ("past_key_values", "token_type_ids"))  # types may let some look ahead
+    if mask_BL is None or mask_BL.dim() != 2 or any(other is not None for other in others):
         return None
     is_behind = bool((mask_BL[:, 1:] <= mask_BL[:, :-1]).all())
     return (args, {**kwargs, "attention_mask": None}) if is_behind else None
