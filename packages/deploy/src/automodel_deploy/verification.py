@@ -173,6 +173,8 @@ def compare(expected: Answers, found: Answers) -> Figures:
     differences = (found.logits_NV - expected.logits_NV).abs() / scale
     equal = sum(_num_equal(ours, theirs) for ours, theirs in zip(expected.tokens, found.tokens, strict=True))
     num_tokens = sum(map(len, expected.tokens))
+    # in float64: torch's float32 loses small probabilities of a large vocabulary, and a small divergence with them
+    found_NV, expected_NV = (answers.logits_NV.double().log_softmax(-1) for answers in (found, expected))
     return Figures(
         num_positions=len(differences),
         num_tokens=num_tokens,
@@ -180,9 +182,7 @@ def compare(expected: Answers, found: Answers) -> Figures:
         same_predictions=(expected.logits_NV.argmax(-1) == found.logits_NV.argmax(-1)).float().mean().item(),
         max_difference=differences.max().item(),
         mean_difference=differences.mean().item(),
-        divergence=F.kl_div(
-            found.logits_NV.log_softmax(-1), expected.logits_NV.log_softmax(-1), reduction="batchmean", log_target=True
-        ).item(),
+        divergence=F.kl_div(found_NV, expected_NV, reduction="batchmean", log_target=True).item(),
     )
 
 
