@@ -83,6 +83,14 @@ def test_training_in_bfloat16_resumes_exactly(automodel, recipe, tmp_path):
     assert metrics(tmp_path / "rounded") != losses
 
 
+def test_mixed_precision_stays_near_float32(automodel, recipe, tmp_path):
+    automodel("train", "-c", recipe)
+    automodel("train", "-c", recipe, "training.mixed_precision=bf16", "checkpoint.checkpoint_dir=mixed")
+    exact, mixed = metrics(tmp_path / "run"), metrics(tmp_path / "mixed")
+    assert mixed != exact
+    assert mixed == pytest.approx(exact, rel=0.02)
+
+
 @pytest.mark.parametrize("option", ["model.torch_dtype=bfloat16", "training.mixed_precision=bf16"])
 @pytest.mark.parametrize("has", [True, False])
 def test_a_processor_without_bfloat16_is_told(automodel, recipe, monkeypatch, option, has):

@@ -154,7 +154,7 @@ def test_a_document_does_not_see_another(smollm_tokenizer):
         torch.testing.assert_close(logits_of_last(one), logits_of_last(other), rtol=1e-5, atol=1e-6)
 
 
-def test_bfloat16_by_hand_is_as_near_to_float32_as_the_kernel(smollm_tokenizer):
+def test_bfloat16_is_as_near_to_float32_as_the_kernel(smollm_tokenizer):
     _, exact = model("llama", smollm_tokenizer)
     _, rough = model("llama", smollm_tokenizer, dtype="bfloat16")
     rough.load_state_dict(exact.state_dict())
@@ -229,6 +229,24 @@ def test_only_padding_that_some_token_could_see_is_masked(model_type, side, smol
     torch.testing.assert_close(logits[is_token], wanted[is_token], rtol=1e-5, atol=1e-6)
     if model_type == "llama":  # the others have windows, which take a mask
         assert [mask is None for mask in masks] == [side == "right"] * SIZES["num_hidden_layers"]
+
+
+def test_a_model_with_padding_is_compiled_in_one_graph(smollm_tokenizer):
+    _, module = model("llama", smollm_tokenizer)
+    rows = {"input_ids": torch.arange(6).view(2, 3), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    whole = torch.compile(module.eval(), fullgraph=True, backend="eager")(**rows).logits
+    is_token = rows["attention_mask"].bool()
+    torch.testing.assert_close(whole[is_token], module(**rows).logits[is_token], rtol=1e-5, atol=1e-6)
+
+
+def test_bounds_are_of_one_row_and_may_enclose_nothing(smollm_tokenizer):
+    _, module = model("llama", smollm_tokenizer)
+    bounds = torch.tensor([0, 2, 2, 5, 5], dtype=torch.int32)
+    rows = {"input_ids": torch.arange(9, 14)[None], "position_ids": torch.tensor([[0, 1, 0, 1, 2]])}
+    logits = module.eval()(**rows, cu_seq_lens_q=bounds).logits
+    torch.testing.assert_close(logits[:, 2:], module(rows["input_ids"][:, 2:]).logits, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="in one row"):
+        module(**{name: ids.repeat(2, 1) for name, ids in rows.items()}, cu_seq_lens_q=bounds)
 
 
 def test_where_tokens_see_later_ones_padding_stays_masked(smollm_tokenizer):

@@ -1,4 +1,4 @@
-"""Attention within each of several documents that lie end to end, by PyTorch's own kernels on any device.
+"""Attention within each of several documents that lie end to end: on a CPU in groups, elsewhere by PyTorch's kernels.
 
 transformers has this by flash-attn only; its sdpa makes a mask of all positions by all, and computes them all. Tokens
 with which all documents begin (a system prompt, say) go through the model once: causal attention gives them the same
@@ -19,6 +19,7 @@ from torch.profiler import record_function
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.utils.import_utils import is_tracing
 
 from automodel_huggingface.document_groups import DocumentGroups, attend_in_groups, group_documents
 
@@ -38,17 +39,16 @@ def attend_within_documents(module: Any) -> None:
     """Let a transformers model with sdpa attention read documents that lie end to end, in place; or leave it as it is.
 
     It then computes the attention of each on its own when its forward is given `cu_seq_lens_q`, and what it always does
-    otherwise. Models are left out whose layers mix positions by more than plain attention, with or without a window.
+    otherwise, without the mask of padding behind all tokens. Models are left out whose layers mix positions by more
+    than plain attention, with or without a window.
     """
     if not _is_plain(module):
         return
     AttentionInterface.register(NAME, document_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, mask_of_padding_that_is_seen)
     module.set_attn_implementation(NAME)
     decoder = getattr(module, module.base_model_prefix)
     decoder.register_forward_pre_hook(_with_documents, with_kwargs=True)
-    if all(getattr(part, "is_causal", True) for part in module.modules()):  # those of images are not
-        decoder.register_forward_pre_hook(_without_needless_mask, with_kwargs=True)
     decoder.register_forward_hook(_for_each_document, with_kwargs=True)
 
 
@@ -89,6 +89,26 @@ def document_attention(
     return _each(query_BHLD, key_BHLD, value_BHLD, bounds, scaling, dropout, sliding_window), None
 
 
+def mask_of_padding_that_is_seen(
+    *, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor | None:
+    """transformers' mask for sdpa, without padding that comes after all tokens where attention is causal.
+
+    No token sees it, and kernels skip half of the work without a mask. transformers looks at the values as well, for
+    whether there is padding at all.
+    """
+    if (
+        kwargs.get("allow_is_causal_skip", True)
+        and attention_mask is not None
+        and attention_mask.shape[1] == q_length == kv_length
+        and not is_tracing(attention_mask)
+        and bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())
+    ):
+        attention_mask = None
+    mask: Tensor | None = sdpa_mask(q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs)
+    return mask
+
+
 @dataclass(frozen=True, eq=False)
 class _Documents:
     """Of the positions that are computed; an object, in which torch.compile does not look for numbers to compile for.
@@ -124,8 +144,9 @@ def _each(
     dropout: float,
     window: int | None,
 ) -> Tensor:
+    """Causal attention (1, L, H, D) within each document."""
     with record_function("automodel.attention"):
-        if query_BHLD.device.type == "cpu" and not dropout:  # B is 1
+        if query_BHLD.device.type == "cpu" and not dropout:
             query_LHD, key_LHD, value_LHD = (t[0].transpose(0, 1) for t in (query_BHLD, key_BHLD, value_BHLD))
             groups = documents.groups_of(key_LHD.shape[1])
             return attend_in_groups(query_LHD, key_LHD, value_LHD, groups, scale, window)[None]
@@ -168,27 +189,20 @@ def _with_documents(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tup
     """Tell each layer the documents' lengths as numbers, read once, and keep masks from being made for them."""
     if (bounds := kwargs.get("cu_seq_lens_q")) is None:
         return None
+    ids, embeddings = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+    if any(rows is not None and len(rows) != 1 for rows in (ids, embeddings)):
+        raise ValueError("documents that cu_seq_lens_q tells of lie end to end in one row")
     # transformers takes a mask of four dimensions as ready made; nothing looks at this one
     ready = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=bounds.device)
     others = {name: value for name, value in kwargs.items() if not name.startswith(("cu_seq_lens_", "max_length_"))}
-    lengths = bounds.diff().tolist()
+    lengths = [length for length in bounds.diff().tolist() if length]
     documents = _Documents(lengths)
-    if (ids := kwargs.get("input_ids")) is not None and not _draws(module):
+    if ids is not None and not _draws(module):
         documents = _shared(ids[0], lengths)
         if documents.computed is not None:
             for name in ("input_ids", "position_ids"):
                 others[name] = kwargs[name][:, documents.computed]
     return args, {**others, _DOCUMENTS: documents, "attention_mask": ready}
-
-
-def _without_needless_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """Leave out a mask of padding after all tokens, where no token looks: then kernels skip half of the work."""
-    mask_BL = kwargs.get("attention_mask")
-    others = (kwargs.get(name) for name in ("past_key_values", "token_type_ids"))  # types may let some look ahead
-    if mask_BL is None or mask_BL.dim() != 2 or any(other is not None for other in others):
-        return None
-    is_behind = bool((mask_BL[:, 1:] <= mask_BL[:, :-1]).all())
-    return (args, {**kwargs, "attention_mask": None}) if is_behind else None
 
 
 def _shared(ids_T: Tensor, lengths: list[int]) -> _Documents:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,20 @@ _BLOCK = 128
 _LONGEST_KEPT = 512
 """Tokens of a document whose weights are kept for the backward pass. Their number grows with the length squared, so
 those of longer ones are computed again, with their masks."""
+
+
+class _Kind(NamedTuple):
+    """What a layer's blocks depend on.
+
+    Args:
+        ratio: queries to a key.
+        window: how far attention reaches; None: everywhere.
+        dtype: of the scores.
+    """
+
+    ratio: int
+    window: int | None
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -52,12 +66,12 @@ class _Group:
         places: (N x K, L), which of the T x K heads of all positions each token is; T x K for those that a document
             has not got.
         keys: (N x K, P + L), those whose keys it may see: of the prefix, and its own.
-        blocks: of queries, for each window and data type that a layer has asked for.
+        blocks: of queries, for what a layer has asked for.
     """
 
     places: Tensor
     keys: Tensor
-    blocks: dict[tuple[int, int | None, torch.dtype], list[_Block]] = field(default_factory=dict)
+    blocks: dict[_Kind, list[_Block]] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -69,28 +83,32 @@ class _Group:
         """(N x K, L), the places, with some other one for those that a document has not got."""
         return self.keys[:, -self.length :]
 
-    def blocks_of(self, queries_per_key: int, window: int | None, dtype: torch.dtype) -> Iterable[_Block]:
+    @property
+    def is_short(self) -> bool:
+        """Whether weights and masks are kept for the backward pass."""
+        return self.length <= _LONGEST_KEPT
+
+    def blocks_of(self, kind: _Kind) -> Iterable[_Block]:
         """Its queries in blocks, with masks; kept for all layers, unless they would be large.
 
         The last block comes first: what others need then fits into the memory that it has left (8,192 tokens in float32
         took 0.5 to 1.3 GB in the order of the queries, and take 0.4 to 0.5).
         """
-        key = (queries_per_key, window, dtype)
-        if self.length > _LONGEST_KEPT:
-            return self._blocks(*key)
-        if key not in self.blocks:
-            self.blocks[key] = list(self._blocks(*key))
-        return self.blocks[key]
+        if not self.is_short:
+            return self._blocks(kind)
+        if kind not in self.blocks:
+            self.blocks[kind] = list(self._blocks(kind))
+        return self.blocks[kind]
 
-    def _blocks(self, queries_per_key: int, window: int | None, dtype: torch.dtype) -> Iterator[_Block]:
-        prefix = self.keys.shape[1] - self.length
+    def _blocks(self, kind: _Kind) -> Iterator[_Block]:
+        prefix, window = self.keys.shape[1] - self.length, kind.window
         for start in reversed(range(0, self.length, _BLOCK)):
             end = min(start + _BLOCK, self.length)
             low = 0 if window is None else max(0, prefix + start - window + 1)
-            unseen = torch.full((end - start, prefix + end - low), float("-inf"), dtype=dtype)
+            unseen = torch.full((end - start, prefix + end - low), float("-inf"), dtype=kind.dtype)
             own = prefix + start - low  # the column of the first query's own key
             mask = unseen.triu(own + 1) if window is None else unseen.triu(own + 1) + unseen.tril(own - window)
-            yield _Block(start, end, low, prefix + end, mask.repeat_interleave(queries_per_key, dim=0))
+            yield _Block(start, end, low, prefix + end, mask.repeat_interleave(kind.ratio, dim=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,8 +184,12 @@ def attend_in_groups(
         scale: of the scores; None: one by the root of D.
         window: of each position only so many last ones are seen, itself among them.
     """
+    tensors: tuple[Tensor, ...] = (query_THD, key_TKD, value_TKD)
+    if torch.is_autocast_enabled("cpu"):
+        tensors = tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors)  # as for PyTorch's attention
     scale = query_THD.shape[-1] ** -0.5 if scale is None else scale
-    output: Tensor = _Attention.apply(query_THD, key_TKD, value_TKD, documents, scale, window)
+    with torch.autocast("cpu", enabled=False):
+        output: Tensor = _Attention.apply(*tensors, documents, scale, window)
     return output
 
 
@@ -187,6 +209,7 @@ class _Attention(torch.autograd.Function):
         T, num_keys, _ = key_TKD.shape
         queries, keys, values = (tensor.reshape(T * num_keys, -1) for tensor in (query_THD, key_TKD, value_TKD))
         ratio = query_THD.shape[1] // num_keys
+        kind = _Kind(ratio, window, _exact(queries.dtype))
         outputs = queries.new_empty(sum(documents.sizes), ratio * values.shape[1])
         kept: list[Tensor] = []
         for group, own_outputs in zip(documents.groups, outputs.split(documents.sizes), strict=True):
@@ -194,14 +217,14 @@ class _Attention(torch.autograd.Function):
             key, value = _picked(keys, group.keys), _picked(values, group.keys)
             output = own_outputs.view(*query.shape[:2], -1)
             kept += [query, key, value]
-            for block in group.blocks_of(ratio, window, query.dtype):
+            for block in group.blocks_of(kind):
                 rows = slice(block.start * ratio, block.end * ratio)
                 weights = _weights(query[:, rows], key, block, scale)
                 output[:, rows] = weights @ value[:, block.low : block.high]
-                if group.length <= _LONGEST_KEPT:
+                if group.is_short and any(ctx.needs_input_grad):
                     kept.append(weights)
         ctx.save_for_backward(*kept)
-        ctx.documents, ctx.scale, ctx.window, ctx.num_keys = documents, scale, window, num_keys
+        ctx.documents, ctx.scale, ctx.kind, ctx.num_keys = documents, scale, kind, num_keys
         return outputs.index_select(0, documents.order).view(T, ratio * num_keys, -1)
 
     @staticmethod
@@ -212,26 +235,24 @@ class _Attention(torch.autograd.Function):
 
 
 def _gradients(ctx: Any, grad_THD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of queries, keys and values; what several documents or blocks share is added up in float32."""
-    (T, H, _), num_keys, documents = grad_THD.shape, ctx.num_keys, ctx.documents
-    ratio = H // num_keys
+    """Those of queries, keys and values; what several documents or blocks share is added up in float32 at least."""
+    (T, H, _), num_keys, documents, kind = grad_THD.shape, ctx.num_keys, ctx.documents, ctx.kind
     saved = ctx.saved_tensors  # asked for once: activation checkpointing refuses the second time
     first_query, first_key, first_value, *_ = saved
     kept = iter(saved)
     grads = F.pad(grad_THD.reshape(T * num_keys, -1), (0, 0, 0, 1))  # of tokens that a document has not got: nothing
-    of_queries = grads.new_empty(sum(documents.sizes), ratio * first_query.shape[2])
+    of_queries = grads.new_empty(sum(documents.sizes), kind.ratio * first_query.shape[2])
     of_keys, of_values = (
-        torch.zeros(T * num_keys, tensor.shape[2], dtype=torch.float32) for tensor in (first_key, first_value)
+        torch.zeros(T * num_keys, tensor.shape[2], dtype=kind.dtype) for tensor in (first_key, first_value)
     )
     for group, own_of_queries in zip(documents.groups, of_queries.split(documents.sizes), strict=True):
         query, key, value = next(kept), next(kept), next(kept)
-        grad = _picked(grads, group.places, ratio)
+        grad = _picked(grads, group.places, kind.ratio)
         of_query = own_of_queries.view(query.shape)
-        of_key, of_value = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (key, value))
-        for block in group.blocks_of(ratio, ctx.window, query.dtype):
-            rows, columns = slice(block.start * ratio, block.end * ratio), slice(block.low, block.high)
-            kept_weights = group.length <= _LONGEST_KEPT
-            weights = next(kept) if kept_weights else _weights(query[:, rows], key, block, ctx.scale)
+        of_key, of_value = (torch.zeros_like(tensor, dtype=kind.dtype) for tensor in (key, value))
+        for block in group.blocks_of(kind):
+            rows, columns = slice(block.start * kind.ratio, block.end * kind.ratio), slice(block.low, block.high)
+            weights = next(kept) if group.is_short else _weights(query[:, rows], key, block, ctx.scale)
             of_value[:, columns] += weights.transpose(1, 2) @ grad[:, rows]
             of_weights = grad[:, rows] @ value[:, columns].transpose(1, 2)
             # the operator of softmax's own backward pass, which has no public name
@@ -245,10 +266,16 @@ def _gradients(ctx: Any, grad_THD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return of_query_THD, of_key_TKD.to(grads.dtype), of_value_TKD.to(grads.dtype)
 
 
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """What is summed or goes through an exponential is in float32 at least, as in PyTorch's kernels."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _weights(query: Tensor, key: Tensor, block: _Block, scale: float) -> Tensor:
-    """Softmax of the scores; in half precision it computes in float32 and rounds its result."""
-    scores = torch.baddbmm(block.mask, query, key[:, block.low : block.high].transpose(1, 2), alpha=scale)
-    return scores.softmax(dim=-1)
+    """Softmax of the scores. A score of 60 in bfloat16 may be 0.1 off: a tenth of its weight."""
+    seen = key[:, block.low : block.high].transpose(1, 2)
+    scores = torch.baddbmm(block.mask, query.to(block.mask.dtype), seen.to(block.mask.dtype), alpha=scale)
+    return scores.softmax(dim=-1).to(query.dtype)
 
 
 def _picked(rows: Tensor, places: Tensor, ratio: int = 1) -> Tensor:
