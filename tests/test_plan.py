@@ -69,6 +69,13 @@ def test_activations_are_what_the_peak_of_memory_grows_by(automodel, recipe, tmp
     assert plans[16] - plans[8] == pytest.approx(peaks[16] - peaks[8], rel=0.1)
 
 
+def test_the_loss_is_that_of_an_accelerator(automodel, recipe):
+    """PyTorch's, which label smoothing needs on a CPU too, keeps float32 of logits in bfloat16."""
+    words = ("-c", recipe, *WIDER, "model.torch_dtype=bfloat16")
+    own, torchs = planned(automodel, *words), planned(automodel, *words, "loss_fn.label_smoothing=0.1")
+    assert own["activations"] == pytest.approx(torchs["activations"], rel=0.01)
+
+
 def test_sharding_divides_what_it_shards(automodel, recipe):
     words = ("-c", recipe, *WIDER, "distributed._target_=fsdp2", "--world-size")
     one, four = planned(automodel, *words, 1), planned(automodel, *words, 4)

@@ -55,8 +55,8 @@ def test_small_updates_count_on_average():
 
 
 def test_no_two_parts_of_the_parameters_are_rounded_alike():
-    value = torch.full((3 * 2**18,), 3.0).bfloat16()  # three parts
-    parameters = [nn.Parameter(value.clone()) for _ in range(2)]
+    value = torch.full((5 * 2**18,), 3.0).bfloat16()  # five parts
+    parameters = [nn.Parameter(value.clone()) for _ in range(7)]
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     optimizer = adamw(parameters, lr=1e-3, weight_decay=0.0)
@@ -65,9 +65,27 @@ def test_no_two_parts_of_the_parameters_are_rounded_alike():
         before = [parameter.detach().clone() for parameter in parameters]
         optimizer.step()
         for parameter, old in zip(parameters, before, strict=True):
-            seen += (parameter != old).view(3, -1).float()
+            seen += (parameter != old).view(5, -1).float()
     correlations = torch.corrcoef(torch.stack(seen))
+    # of 2415 pairs of 2**18 independent ones the largest is 3.7 to 4.5 of 2**-9
     assert correlations.fill_diagonal_(0).abs().max() < 0.01
+
+
+def test_no_more_words_are_drawn_than_are_needed(monkeypatch):
+    drawn = []
+    own = torch.Tensor.random_
+
+    def counted(tensor, *others, **named):
+        drawn.append(tensor.nbytes // 4)
+        return own(tensor, *others, **named)
+
+    monkeypatch.setattr(torch.Tensor, "random_", counted)
+    parameters = [nn.Parameter(torch.ones(size, dtype=dtype)) for size, dtype in ((7, torch.bfloat16), (99, None))]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    adamw(parameters).step()
+    RoundingAdamW(parameters[1:], **SETTINGS, fused=True).step()
+    assert drawn == [8]
 
 
 def test_replicas_stay_equal_and_a_resumed_one_goes_on_exactly():

@@ -157,7 +157,12 @@ def test_a_few_steps_after_the_first_are_profiled_up_to_a_validation(
     assert profiled_steps(done, num_steps, micro_batches, interruptions) == expected
 
 
-def test_torchs_own_events_are_read_for_what_they_are():
+@pytest.mark.parametrize(
+    ("smoothing", "operators"),
+    [(0.1, {"aten::_log_softmax", "aten::_log_softmax_backward_data"}), (0.0, {"aten::exp_"})],
+    ids=["torch's loss", "our own"],
+)
+def test_torchs_own_events_are_read_for_what_they_are(smoothing, operators):
     module = TinyLM(vocabulary=64)
     optimizer = torch.optim.AdamW(module.parameters())
     batch = pad(SimpleNamespace(pad_token_id=0))(rows(4, vocabulary=64))
@@ -165,10 +170,10 @@ def test_torchs_own_events_are_read_for_what_they_are():
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
         record_function("automodel.step"),
     ):
-        loss_fn = cross_entropy(label_smoothing=0.1)  # torch's, with operators of its own in both passes
+        loss_fn = cross_entropy(label_smoothing=smoothing)
         train_step(module, [batch], loss_fn, optimizer, TrainingOptions(), CPU, DataParallel(CPU))
     found = {(work.name, work.purpose) for work in work_of_steps(read_events(profiler.events(), False))}
-    assert {("aten::_log_softmax", LOSS), ("aten::_log_softmax_backward_data", LOSS)} <= found
+    assert {(name, LOSS) for name in operators} <= found
     assert ("aten::addmm", MATRIX_PRODUCTS) in found
     assert {purpose for name, purpose in found if name == "aten::linalg_vector_norm"} == {OPTIMIZER}
 

@@ -153,15 +153,17 @@ def test_cross_entropy_loses_no_probability(kind, by_columns):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_cross_entropy_leaves_the_logits_and_can_go_back_twice(dtype):
-    logits, labels = torch.randn(6, 17).to(dtype).requires_grad_(), torch.randint(0, 17, (6,))
+@pytest.mark.parametrize("factor", [1.0, 0.3])
+@pytest.mark.parametrize("vocabulary", [17, 40_000])  # in one part and in several
+def test_cross_entropy_leaves_the_logits_and_can_go_back_twice(dtype, factor, vocabulary):
+    logits, labels = torch.randn(70, vocabulary).to(dtype).requires_grad_(), torch.randint(0, vocabulary, (70,))
     before = logits.detach().clone()
-    loss = cross_entropy()(logits, labels)
-    first, second = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for _ in range(2))
-    wanted = F.cross_entropy(logits.float(), labels, reduction="sum")
+    loss = cross_entropy()(logits, labels) * factor
+    for _ in range(2):
+        loss.backward(retain_graph=True)
+    wanted = F.cross_entropy(logits.float(), labels, reduction="sum") * factor
     torch.testing.assert_close(loss, wanted)
-    torch.testing.assert_close(first, torch.autograd.grad(wanted, logits)[0])
-    assert torch.equal(first, second)
+    torch.testing.assert_close(logits.grad, 2 * torch.autograd.grad(wanted, logits)[0])
     assert torch.equal(logits, before)
 
 
@@ -189,6 +191,14 @@ class AnyRows(TinyLM):
 def test_rows_that_mix_are_found_out_with_few_words():
     torch.manual_seed(0)
     assert not keeps_documents_apart(AnyRows(vocabulary=9), CPU, ALONE, in_float32=True)
+
+
+@pytest.mark.parametrize("in_float32", [False, True])
+def test_logits_that_are_all_zero_do_not_tell_that_rows_are_apart(in_float32):
+    module = AnyRows(vocabulary=9)
+    for parameter in module.parameters():
+        parameter.detach().zero_()
+    assert not keeps_documents_apart(module, CPU, ALONE, in_float32)
 
 
 @pytest.mark.parametrize("without_padding", [False, True])

@@ -61,6 +61,7 @@ def _sum_of_squares(tensor: Tensor) -> Tensor:
     in_blocks = flat.numel() // _BLOCK * _BLOCK
     blocks = flat[:in_blocks].view(-1, _BLOCK)
     # on a CPU what is not float32 is copied first: a few blocks at a time, which stay in the processor's cache
-    parts = [*(blocks.split(_BLOCKS_IN_CACHE) if tensor.is_cpu else [blocks]), flat[in_blocks:].view(1, -1)]
+    is_copied = tensor.is_cpu and tensor.dtype != torch.float32
+    parts = [*(blocks.split(_BLOCKS_IN_CACHE) if is_copied else [blocks]), flat[in_blocks:].view(1, -1)]
     norms = torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts])
     return (norms.cpu() if norms.is_mps else norms).double().square().sum()  # MPS has no float64

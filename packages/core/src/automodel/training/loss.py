@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from automodel.interfaces import Loss
 
-_TOKENS_IN_CACHE = 32
-"""Benchmarked with 4 to 64 and 49,152 logits each."""
+_BYTES_IN_CACHE = 32 * 49_152 * 4
+"""Of the logits that are worked on at once (benchmarked with 4 to 64 tokens of 49,152)."""
 
 
 def cross_entropy(label_smoothing: float = 0.0) -> Loss:
@@ -38,14 +38,16 @@ class _CrossEntropy(torch.autograd.Function):
 
     PyTorch passes over all logits many times; here they are worked on while they are in the processor's cache, in
     float32, and their gradients are made with the loss. PyTorch (2.15) also adds a large vocabulary up so that small
-    probabilities are lost: 3e-6 of a loss.
+    probabilities are lost: 3e-6 of a loss. Gradients have the logits' data type, also before they are multiplied
+    by the gradient of the loss.
     """
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
         grad_NV = torch.empty_like(logits_NV)
         loss_sum = torch.zeros((), dtype=torch.float32)
-        parts = (tensor.split(_TOKENS_IN_CACHE) for tensor in (logits_NV, labels_N[:, None], grad_NV))
+        size = max(1, _BYTES_IN_CACHE // (4 * logits_NV.shape[1]))
+        parts = (tensor.split(size) for tensor in (logits_NV, labels_N[:, None], grad_NV))
         for logits_PV, labels_P1, grad_PV in zip(*parts, strict=True):
             powers_PV = logits_PV.to(torch.float32, copy=True)
             of_labels_P1 = powers_PV.gather(1, labels_P1)

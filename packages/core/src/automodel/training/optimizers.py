@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from random import Random
 from typing import Any
 
 import torch
@@ -45,8 +46,8 @@ def adamw(
 class RoundingAdamW(torch.optim.Optimizer):
     """AdamW that computes in float32 and rounds bfloat16 parameters at random.
 
-    What is drawn depends on the step and the parameter's place among the others alone: processes that hold the same
-    parameters keep them equal, and a resumed run goes on exactly.
+    What is drawn depends on the step, the parameter's place among the others, their sizes and the kind of device alone:
+    processes that hold the same parameters keep them equal, and a resumed run goes on exactly.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], **defaults: Any) -> None:
@@ -57,13 +58,12 @@ class RoundingAdamW(torch.optim.Optimizer):
         """Update all parameters that have a gradient."""
         if closure is not None:
             raise ValueError("no closure is called here")
-        place = 0
-        drawn: dict[tuple[torch.device, int], Tensor] = {}
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                place += 1
-                if parameter.grad is not None:
-                    self._update(parameter, group, place, drawn)
+        parameters = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
+        largest = max((p.numel() for p, _ in parameters if p.dtype == torch.bfloat16), default=0)  # of a DTensor: whole
+        words = _Words(largest)
+        for place, (parameter, group) in enumerate(parameters):
+            if parameter.grad is not None:
+                self._update(parameter, group, place, words)
         return None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ class RoundingAdamW(torch.optim.Optimizer):
                 if number in state_dict["state"]:
                     self.state[parameter][name] = state_dict["state"][number][name].to(parameter.device)
 
-    def _update(self, parameter: nn.Parameter, group: dict[str, Any], place: int, drawn: dict[Any, Tensor]) -> None:
+    def _update(self, parameter: nn.Parameter, group: dict[str, Any], place: int, words: _Words) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
@@ -84,11 +84,7 @@ class RoundingAdamW(torch.optim.Optimizer):
                 state[name] = torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.preserve_format)
         number = int(state["step"])
         tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-        device = parameter.device
-        chunk = _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK
-        flat = [_local(tensor).view(-1).split(chunk) for tensor in tensors]
-        if (device, number) not in drawn:
-            drawn[device, number] = _random_words(chunk, torch.Generator(device).manual_seed(number))
+        flat = [_local(tensor).view(-1).split(_chunk(parameter.device)) for tensor in tensors]
         for index, (values, grad, exp_avg, exp_avg_sq) in enumerate(zip(*flat, strict=True)):
             exact = values.float()
             step = torch.full((), number, dtype=torch.float32, device=values.device if group["fused"] else None)
@@ -109,9 +105,8 @@ class RoundingAdamW(torch.optim.Optimizer):
                 eps=group["eps"],
                 maximize=False,
             )
-            if values.dtype != torch.float32:
-                words = drawn[device, number][: values.numel()] * _odd(place << 16 | index)
-                exact = stochastically_rounded(exact, words)
+            if values.dtype == torch.bfloat16:
+                exact = stochastically_rounded(exact, words.of(values, number, f"{place}.{index}"))
             values.copy_(exact)
         state["step"] += 1
 
@@ -127,16 +122,32 @@ def stochastically_rounded(values: Tensor, words: Tensor) -> Tensor:
     return noise.add_(values.view(torch.int32)).bitwise_and_(-0x10000).view(torch.float32).to(torch.bfloat16)
 
 
-def _random_words(number: int, generator: torch.Generator) -> Tensor:
-    """So many random int32, drawn two at a time: drawing is slow on a CPU."""
-    words = torch.empty(number // 2, dtype=torch.int64, device=generator.device)
-    return words.random_(-(2**63), None, generator=generator).view(torch.int32)
+class _Words:
+    """Random int32 of a step, drawn once for each device: drawing is slow on a CPU.
+
+    Args:
+        largest: elements of the largest parameter, the same on all processes; no part of any has more.
+    """
+
+    def __init__(self, largest: int) -> None:
+        self._largest = largest
+        self._drawn: dict[torch.device, tuple[int, Tensor]] = {}
+
+    def of(self, values: Tensor, step: int, part: str) -> Tensor:
+        """One for each value; for each part of the parameters those of a step are others."""
+        device = values.device
+        if device not in self._drawn or self._drawn[device][0] != step:
+            number = (min(self._largest, _chunk(device)) + 1) // 2
+            words = torch.empty(number, dtype=torch.int64, device=device)
+            words.random_(-(2**63), None, generator=torch.Generator(device).manual_seed(step))
+            self._drawn[device] = step, words.view(torch.int32)
+        # multiplicative hashing: by odd factors of which none is a small multiple of another
+        factor = Random(part).getrandbits(31) | 1  # seeded by a string's SHA-512
+        return self._drawn[device][1][: values.numel()] * factor
 
 
-def _odd(index: int) -> int:
-    """A factor, another one for each index, with which random words of 32 bits give others: multiplicative hashing."""
-    factor = (2 * index + 1) * 0x9E3779B1 % 2**32
-    return factor - 2**32 if factor >= 2**31 else factor
+def _chunk(device: torch.device) -> int:
+    return _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK
 
 
 def _local(tensor: Tensor | None) -> Tensor:
