@@ -181,6 +181,7 @@ def make_job(options: argparse.Namespace, work: Path) -> Job:
         "threads": options.threads,
         "lora": not options.full,
         "bf16": best and torch.ops.mkldnn._is_mkldnn_bf16_supported(),  # else it takes hundreds of times longer
+        "peer_bf16_weights": options.peer_bf16_weights,
         "lr": 1e-4,
         "saves": False,
         "work": str(work),
@@ -265,6 +266,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument(
         "--peer-batch-size", type=int, help="rows of a peer's micro-batch; it accumulates as many as make a batch"
+    )
+    parser.add_argument(
+        "--peer-bf16-weights", action="store_true", help="with --full: of hf, which else has autocast over float32"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--save", type=Path, help="write the raw numbers there, as JSON; `plot` reads them")

@@ -42,9 +42,10 @@ def training_rows() -> Any:
     return rows.map(encode, remove_columns=rows.column_names)
 
 
-# of its settings in bfloat16 the fastest: a frozen base needs no master weights, and no autocast; adapters stay float32
-frozen_bf16 = job["bf16"] and job["lora"]
-dtype = torch.bfloat16 if frozen_bf16 else torch.float32
+# a frozen base needs no master weights, and is fastest without autocast (peft's adapters stay float32); trained weights
+# in bfloat16 are faster as well, but lose small updates
+bf16_weights = job["bf16"] and (job["lora"] or job["peer_bf16_weights"])
+dtype = torch.bfloat16 if bf16_weights else torch.float32
 model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype)
 if job["lora"]:
     from peft import get_peft_model
@@ -52,7 +53,7 @@ if job["lora"]:
     model = get_peft_model(model, lora())
 trainer = MeasuredTrainer(
     model=model,
-    args=TrainingArguments(**arguments(), bf16=job["bf16"] and not job["lora"], train_sampling_strategy="sequential"),
+    args=TrainingArguments(**arguments(), bf16=job["bf16"] and not bf16_weights, train_sampling_strategy="sequential"),
     train_dataset=training_rows(),
     processing_class=tokenizer,
     data_collator=DataCollatorWithFlattening() if best else DataCollatorForSeq2Seq(tokenizer),
