@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,6 +105,27 @@ def test_compiled_layers_give_the_same_losses(automodel, recipe, tmp_path):
     automodel("train", "-c", recipe)
     automodel("train", "-c", recipe, "training.compile=true", "checkpoint.checkpoint_dir=compiled")
     assert metrics(tmp_path / "compiled") == pytest.approx(metrics(tmp_path / "run"), rel=1e-4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells what is mapped")
+def test_trained_weights_are_not_written_to_the_pages_of_a_mapped_file(automodel, recipe, monkeypatch):
+    automodel("train", "-c", recipe, "step_scheduler.max_steps=1")
+    saved = "model={_target_: causal-lm, pretrained_model_name_or_path: run/step_1/model}"
+    again = ("train", "-c", recipe, saved, "step_scheduler.max_steps=1", "checkpoint.checkpoint_dir=again")
+    mapped = []
+    step = torch.optim.AdamW.step
+
+    def watched(self, *arguments, **options):
+        lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "safetensors" in line]
+        files = [[int(address, 16) for address in line[0].split("-")] for line in lines]
+        for parameter in self.param_groups[0]["params"]:
+            mapped.append(any(start <= parameter.data_ptr() < end for start, end in files))
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    automodel(*again)
+    assert mapped
+    assert not any(mapped)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for on Linux")

@@ -232,6 +232,10 @@ def _load_model(
             checkpoint_activations(module, "full")
         except InputError as error:
             raise InputError(f"{recipe.where('training', 'activation_checkpointing')}: {error}") from error
+    if not in_parts and device.type == "cpu":
+        for parameter in module.parameters():
+            if parameter.requires_grad:  # or the first step copies the pages of a mapped file, one by one as it writes
+                parameter.data = parameter.data.clone()
     if options.compile:
         try:
             compile_layers(module)
