@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from sft_speed import our_recipe
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
@@ -26,7 +27,7 @@ def norm(self: Any, hidden: Tensor) -> Tensor:
 
 
 def rotation(self: Any, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """LlamaRotaryEmbedding's forward, without its float32."""
+    """LlamaRotaryEmbedding's forward, without its float32 but for the frequencies, which all tools have from there."""
     angles = position_ids[:, :, None].double() * self.inv_freq.double()
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
@@ -46,14 +47,15 @@ def padded(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 def losses(job: dict[str, Any]) -> list[float]:
     """Of each step of a job in mode `identical`, whose optimizer and clipping are sft_speed.py's and trainers.py's."""
+    # which compute in float32 whatever the model's data type, without an option
     modeling_llama.LlamaRMSNorm.forward = norm
     modeling_llama.LlamaRotaryEmbedding.forward = rotation
     model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float64)
     if job["lora"]:
         from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
-        modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
-        config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=modules, task_type="CAUSAL_LM")
+        ours = our_recipe(job)["peft"]
+        config = LoraConfig(r=ours["r"], lora_alpha=ours["alpha"], target_modules=ours["target_modules"])
         model = get_peft_model(model, config).double()
         set_peft_model_state_dict(model, load_file(job["adapter"]))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -92,6 +92,7 @@ def test_under_autocast_it_computes_in_its_data_type():
     assert [tensor.dtype for tensor in mixed] == [torch.bfloat16, torch.float32, torch.float32, torch.bfloat16]
     for ours, wanted in zip(mixed, results([tensor.bfloat16() for tensor in inputs], mixed=False), strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-2, atol=1e-3)
+    assert results([tensor.double() for tensor in inputs], mixed=True)[0].dtype == torch.float64
 
 
 def test_a_graph_may_be_kept_for_a_second_backward_pass():

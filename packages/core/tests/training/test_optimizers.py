@@ -4,8 +4,12 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from automodel.training.optimizers import RoundingAdamW, adamw, stochastically_rounded
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 
@@ -69,6 +73,37 @@ def test_no_two_parts_of_the_parameters_are_rounded_alike():
     correlations = torch.corrcoef(torch.stack(seen))
     # of 2415 pairs of 2**18 independent ones the largest is 3.7 to 4.5 of 2**-9
     assert correlations.fill_diagonal_(0).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("placement", [Shard(0), Replicate()])
+def test_shards_are_rounded_by_words_of_their_own_and_replicas_alike(placement):
+    rounded = []
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        for ranks in ([0, 1], [1, 0]):  # this process has the first part, and then the second
+            local = torch.full((1000,), 3.0).bfloat16()
+            mesh = DeviceMesh("cpu", ranks)
+            parameter = nn.Parameter(DTensor.from_local(local, mesh, [placement], run_check=False))
+            parameter.grad = torch.ones_like(parameter)
+            adamw([parameter], lr=1e-3, weight_decay=0.0).step()
+            rounded.append(parameter.to_local().detach())
+    finally:
+        dist.destroy_process_group()
+    assert torch.equal(*rounded) == placement.is_replicate()
+
+
+def test_words_are_drawn_once_a_step_also_for_parameters_that_had_no_gradient_at_times(monkeypatch):
+    parameters = [nn.Parameter(torch.ones(9).bfloat16()) for _ in range(4)]
+    optimizer = adamw(parameters)
+    parameters[0].grad = torch.ones_like(parameters[0])
+    optimizer.step()
+    drawn = []
+    own = torch.Tensor.random_
+    monkeypatch.setattr(torch.Tensor, "random_", lambda tensor, *a, **k: drawn.append(1) or own(tensor, *a, **k))
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert len(drawn) == 1
 
 
 def test_no_more_words_are_drawn_than_are_needed(monkeypatch):

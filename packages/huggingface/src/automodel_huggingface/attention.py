@@ -45,7 +45,7 @@ def attend_within_documents(module: Any) -> None:
     if not _is_plain(module):
         return
     AttentionInterface.register(NAME, document_attention)
-    AttentionMaskInterface.register(NAME, mask_of_padding_that_is_seen)
+    AttentionMaskInterface.register(NAME, mask_without_needless_padding)
     module.set_attn_implementation(NAME)
     decoder = getattr(module, module.base_model_prefix)
     decoder.register_forward_pre_hook(_with_documents, with_kwargs=True)
@@ -89,9 +89,7 @@ def document_attention(
     return _each(query_BHLD, key_BHLD, value_BHLD, bounds, scaling, dropout, sliding_window), None
 
 
-def mask_of_padding_that_is_seen(
-    *, q_length: int, kv_length: int, attention_mask: Tensor | None = None, **kwargs: Any
-) -> Tensor | None:
+def mask_without_needless_padding(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
     """transformers' mask for sdpa, without padding that comes after all tokens where attention is causal.
 
     No token sees it, and kernels skip half of the work without a mask. transformers looks at the values as well, for
@@ -100,12 +98,11 @@ def mask_of_padding_that_is_seen(
     if (
         kwargs.get("allow_is_causal_skip", True)
         and attention_mask is not None
-        and attention_mask.shape[1] == q_length == kv_length
         and not is_tracing(attention_mask)
         and bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())
     ):
         attention_mask = None
-    mask: Tensor | None = sdpa_mask(q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs)
+    mask: Tensor | None = sdpa_mask(attention_mask=attention_mask, **kwargs)
     return mask
 
 

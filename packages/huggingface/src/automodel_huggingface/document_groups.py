@@ -185,8 +185,8 @@ def attend_in_groups(
         window: of each position only so many last ones are seen, itself among them.
     """
     tensors: tuple[Tensor, ...] = (query_THD, key_TKD, value_TKD)
-    if torch.is_autocast_enabled("cpu"):
-        tensors = tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors)  # as for PyTorch's attention
+    if torch.is_autocast_enabled("cpu") and query_THD.dtype != torch.float64:  # as for PyTorch's attention
+        tensors = tuple(tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors)
     scale = query_THD.shape[-1] ** -0.5 if scale is None else scale
     with torch.autocast("cpu", enabled=False):
         output: Tensor = _Attention.apply(*tensors, documents, scale, window)

@@ -60,8 +60,9 @@ def _sum_of_squares(tensor: Tensor) -> Tensor:
     flat = tensor.reshape(-1)
     in_blocks = flat.numel() // _BLOCK * _BLOCK
     blocks = flat[:in_blocks].view(-1, _BLOCK)
-    # on a CPU what is not float32 is copied first: a few blocks at a time, which stay in the processor's cache
-    is_copied = tensor.is_cpu and tensor.dtype != torch.float32
+    # on a CPU what is less than float32 is copied first: a few blocks at a time, which stay in the processor's cache
+    is_copied = tensor.is_cpu and tensor.element_size() < 4
     parts = [*(blocks.split(_BLOCKS_IN_CACHE) if is_copied else [blocks]), flat[in_blocks:].view(1, -1)]
-    norms = torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float32) for part in parts])
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    norms = torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=dtype) for part in parts])
     return (norms.cpu() if norms.is_mps else norms).double().square().sum()  # MPS has no float64

@@ -44,6 +44,16 @@ def give_memory(module: nn.Module, device: torch.device) -> None:
         owner.register_parameter(key, getattr(first, first_key))
 
 
+def leave_mapped_files(module: nn.Module) -> None:
+    """Copy the trained parameters, in place; what was loaded may lie in the mapped file of a checkpoint.
+
+    Otherwise the first step copies it, page by page as it writes: half a second more for 135 million parameters.
+    """
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.clone()
+
+
 def tied_places(module: nn.Module) -> list[tuple[Place, Place]]:
     """Further places of parameters that have several, each with the first one, to tie them again after a change."""
     first: dict[int, Place] = {}

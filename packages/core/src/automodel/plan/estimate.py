@@ -251,7 +251,7 @@ def _activations(recipe: Recipe, sequence_length: int, batch_size: int) -> int:
             torch.autocast("cpu", torch.bfloat16, enabled=options.mixed_precision == "bf16"),
         ):
             logits_NV, besides = _logits_at_once(module, ids, in_parts=asked.get("tp_size") in (None, 1))
-            # in float32, as it keeps log-probabilities; the one for CPUs, which is called here, keeps as many gradients
+            # in float32: an accelerator's loss keeps its log-probabilities; that of a CPU, called here, its gradients
             loss = build(recipe, "loss_fn")(logits_NV.float(), ids.new_zeros(len(logits_NV)))
         assert loss.requires_grad
         # besides what is kept: the logits themselves, and the gradients of the loss by log-probabilities and by logits

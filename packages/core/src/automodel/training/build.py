@@ -21,7 +21,7 @@ from automodel.interfaces import Loader, ModelSource, PaddingFree, Parallelism, 
 from automodel.notices import notice
 from automodel.parallel.groups import group_rank, group_size
 from automodel.parallel.process_group import is_first, local_rank
-from automodel.parallel.weights import give_memory, parameter_slots
+from automodel.parallel.weights import give_memory, leave_mapped_files, parameter_slots
 from automodel.recipe import Recipe, Target
 from automodel.suggest import did_you_mean
 from automodel.training.activation_checkpointing import checkpoint_activations
@@ -189,7 +189,7 @@ def _is_padding_free(
     elif not (isinstance(data.source, PaddingFree) and data.source.takes_documents(module)):
         reason = f"{data.source.name} has no attention for it"
     elif not keeps_documents_apart(forward, device, data.parallelism, is_float32):
-        reason = f"without padding the rows of {data.source.name} mix"
+        reason = f"trying it out did not show that {data.source.name} keeps rows without padding apart"
     if reason is not None and options.padding_free:
         notice(f"training.padding_free: true is not usable here ({reason}); padding is computed with")
     return reason is None
@@ -233,9 +233,7 @@ def _load_model(
         except InputError as error:
             raise InputError(f"{recipe.where('training', 'activation_checkpointing')}: {error}") from error
     if not in_parts and device.type == "cpu":
-        for parameter in module.parameters():
-            if parameter.requires_grad:  # or the first step copies the pages of a mapped file, one by one as it writes
-                parameter.data = parameter.data.clone()
+        leave_mapped_files(module)
     if options.compile:
         try:
             compile_layers(module)

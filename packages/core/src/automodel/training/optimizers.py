@@ -46,8 +46,9 @@ def adamw(
 class RoundingAdamW(torch.optim.Optimizer):
     """AdamW that computes in float32 and rounds bfloat16 parameters at random.
 
-    What is drawn depends on the step, the parameter's place among the others, their sizes and the kind of device alone:
-    processes that hold the same parameters keep them equal, and a resumed run goes on exactly.
+    What is drawn depends on the step, the parameter's place among the others, their sizes, the kind of device and which
+    part of the parameter a process has alone: processes that hold the same ones keep them equal, and a resumed run goes
+    on exactly.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], **defaults: Any) -> None:
@@ -60,7 +61,7 @@ class RoundingAdamW(torch.optim.Optimizer):
             raise ValueError("no closure is called here")
         parameters = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
         largest = max((p.numel() for p, _ in parameters if p.dtype == torch.bfloat16), default=0)  # of a DTensor: whole
-        words = _Words(largest)
+        words = _Words(max((int(state["step"]) for state in self.state.values()), default=0), largest)
         for place, (parameter, group) in enumerate(parameters):
             if parameter.grad is not None:
                 self._update(parameter, group, place, words)
@@ -82,12 +83,11 @@ class RoundingAdamW(torch.optim.Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32)
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.preserve_format)
-        number = int(state["step"])
         tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
         flat = [_local(tensor).view(-1).split(_chunk(parameter.device)) for tensor in tensors]
         for index, (values, grad, exp_avg, exp_avg_sq) in enumerate(zip(*flat, strict=True)):
             exact = values.float()
-            step = torch.full((), number, dtype=torch.float32, device=values.device if group["fused"] else None)
+            step = state["step"].to(values.device if group["fused"] else "cpu", copy=True)  # the update counts it up
             adamw_update(
                 [exact],
                 [grad.float()],
@@ -106,7 +106,8 @@ class RoundingAdamW(torch.optim.Optimizer):
                 maximize=False,
             )
             if values.dtype == torch.bfloat16:
-                exact = stochastically_rounded(exact, words.of(values, number, f"{place}.{index}"))
+                part = f"{place}.{index}.{_shard(parameter)}"
+                exact = stochastically_rounded(exact, words.of(values, part))
             values.copy_(exact)
         state["step"] += 1
 
@@ -126,28 +127,37 @@ class _Words:
     """Random int32 of a step, drawn once for each device: drawing is slow on a CPU.
 
     Args:
+        step: of the parameter that has seen most, when some had no gradient at times.
         largest: elements of the largest parameter, the same on all processes; no part of any has more.
     """
 
-    def __init__(self, largest: int) -> None:
-        self._largest = largest
-        self._drawn: dict[torch.device, tuple[int, Tensor]] = {}
+    def __init__(self, step: int, largest: int) -> None:
+        self._step, self._largest = step, largest
+        self._drawn: dict[torch.device, Tensor] = {}
 
-    def of(self, values: Tensor, step: int, part: str) -> Tensor:
+    def of(self, values: Tensor, part: str) -> Tensor:
         """One for each value; for each part of the parameters those of a step are others."""
         device = values.device
-        if device not in self._drawn or self._drawn[device][0] != step:
+        if device not in self._drawn:
             number = (min(self._largest, _chunk(device)) + 1) // 2
             words = torch.empty(number, dtype=torch.int64, device=device)
-            words.random_(-(2**63), None, generator=torch.Generator(device).manual_seed(step))
-            self._drawn[device] = step, words.view(torch.int32)
-        # multiplicative hashing: by odd factors of which none is a small multiple of another
+            words.random_(-(2**63), None, generator=torch.Generator(device).manual_seed(self._step))
+            self._drawn[device] = words.view(torch.int32)
+        # multiplicative hashing: by odd factors of which hardly any is a small multiple of another
         factor = Random(part).getrandbits(31) | 1  # seeded by a string's SHA-512
-        return self._drawn[device][1][: values.numel()] * factor
+        return self._drawn[device][: values.numel()] * factor
 
 
 def _chunk(device: torch.device) -> int:
     return _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK
+
+
+def _shard(parameter: Tensor) -> list[int]:
+    """Where in the mesh this process's part of a parameter is, along the axes that share it out."""
+    if not isinstance(parameter, DTensor):
+        return []
+    where = zip(parameter.device_mesh.get_coordinate() or (), parameter.placements, strict=True)
+    return [place for place, placement in where if not placement.is_replicate()]
 
 
 def _local(tensor: Tensor | None) -> Tensor:
