@@ -16,6 +16,7 @@ BAD = {
     "a duplicate section": ("rng: {}\nrng: {}\n", "2:1", "rng: is here twice"),
     "a tab": ("rng:\n\tseed: 1\n", "2:1", "a tab; indent with spaces"),
     "an open bracket": ("model:\n  names: [a, b\n", "2:10", "is not YAML"),
+    "one space less": ("model:\n  path: x\n revision: y\n", "3:2", "check the indentation"),
     "an open quote": ("model:\n  path: 'x\n", "2:9", "is not YAML"),
     "two colons": ("model:\n  path: a: b\n", "2:10", "`: ` is not allowed here"),
     "a variable in a flow list": ("model:\n  names: [${A}]\n", "2:12", 'quote a variable: ["${VAR}"]'),

@@ -69,7 +69,7 @@ class _Parser:
         try:
             return YAML(typ="safe", pure=True).compose(self.text)
         except MarkedYAMLError as error:
-            ends_early = "end" in str(error.problem) and error.context_mark is not None
+            ends_early = re.search("end of stream|<stream end>", str(error.problem)) and error.context_mark
             mark = error.context_mark if ends_early else error.problem_mark or error.context_mark
             place = self.place(mark) if mark else Place(self.source)
             self.problems.add(place, (), f"is not YAML: {_reason(error, place)}")
@@ -180,6 +180,8 @@ def _reason(error: MarkedYAMLError, place: Place) -> str:
         return "a tab; indent with spaces"
     if "mapping values are not allowed" in problem:
         problem = "`: ` is not allowed here; quote the text, or check the indentation"
+    elif "expected <block end>" in problem:
+        problem = "does not fit the lines before; check the indentation"
     elif "expected a single document" in _one_line(error):
         problem = "a recipe is one document; a second one begins here (`---`)"
     if "${" in place.text and "[" in place.text:
