@@ -122,7 +122,8 @@ def framework(directory: Path, full: bool) -> None:
         timed_s += time.perf_counter()
 
     step_module.label_loss = timed(step_module.label_loss)
-    step_module.clip_grad_norm = timed(step_module.clip_grad_norm)
+    step_module.grad_norm = timed(step_module.grad_norm)
+    step_module.divide_gradients = timed(step_module.divide_gradients)
     torch.Tensor.backward = timed(torch.Tensor.backward)  # type: ignore[method-assign]  # the loop calls it on the loss, which nothing else sees
     register_optimizer_step_pre_hook(begin_update)
     register_optimizer_step_post_hook(end_update)

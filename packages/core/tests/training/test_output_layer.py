@@ -14,7 +14,7 @@ from tiny import TinyLM, rows
 
 CPU = torch.device("cpu")
 COLLATE = pad(SimpleNamespace(pad_token_id=0))
-INPUTS = forward_inputs(COLLATE(rows(300)), CPU, DataParallel(CPU), padding_free=False)
+INPUTS = forward_inputs(COLLATE(rows(300)), CPU, DataParallel(CPU), None)
 
 
 class WithLayer(TinyLM):
@@ -46,7 +46,7 @@ def model(request):
 
 def by_all_logits(module, loss_fn):
     logits_NV = label_logits(module, INPUTS)
-    targets_N = INPUTS.picked(INPUTS.targets)
+    targets_N = INPUTS.targets
     return loss_fn(logits_NV, targets_N), logits_NV.argmax(dim=-1) == targets_N
 
 
@@ -77,7 +77,7 @@ def test_only_a_part_of_the_logits_exists_at_a_time(model):
     label_loss(model, INPUTS, cross_entropy())
     assert len(sizes) > 2
     assert max(sizes) == output_layer.tokens_of_a_part(model.head, CPU)
-    assert sum(sizes) == len(INPUTS.picked(INPUTS.targets))
+    assert sum(sizes) == len(INPUTS.targets)
 
 
 @pytest.mark.parametrize("with_right", [False, True])
@@ -102,7 +102,7 @@ def test_the_output_layer_is_left_as_it_was(model):
 def test_a_batch_without_labels_costs_nothing_and_gives_every_parameter_a_gradient(model):
     batch = COLLATE(rows(2))
     batch["labels"][:] = -100
-    inputs = forward_inputs(batch, CPU, DataParallel(CPU), padding_free=False)
+    inputs = forward_inputs(batch, CPU, DataParallel(CPU), None)
     loss = label_loss(model, inputs, cross_entropy()).loss_sum
     loss.backward()
     assert loss.item() == 0
@@ -133,7 +133,7 @@ def test_whether_logits_are_handed_on_is_found_out_whatever_the_first_loss_is(mo
         if first == "not finite":
             label_loss(module, INPUTS, lambda logits, targets: loss_fn(logits, targets) * torch.nan)
         else:
-            label_loss(module, forward_inputs(batch, CPU, DataParallel(CPU), padding_free=False), loss_fn)
+            label_loss(module, forward_inputs(batch, CPU, DataParallel(CPU), None), loss_fn)
     assert not output_layer._hands_on[model.head]
     assert output_layer._hands_on[handing_on.head]
     torch.manual_seed(1)
@@ -146,8 +146,8 @@ def test_logits_that_the_model_leaves_out_are_left_out():
     torch.manual_seed(0)
     model = Sliced()
     batch = COLLATE(rows(6, vocabulary=15))
-    inputs = forward_inputs(batch, CPU, DataParallel(CPU), padding_free=False)
-    wanted = cross_entropy()(label_logits(model, inputs), inputs.picked(inputs.targets))
+    inputs = forward_inputs(batch, CPU, DataParallel(CPU), None)
+    wanted = cross_entropy()(label_logits(model, inputs), inputs.targets)
     for _ in range(2):
         torch.testing.assert_close(label_loss(model, inputs, cross_entropy()).loss_sum, wanted)
 

@@ -8,11 +8,13 @@ hidden states in each.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
 import torch
 from automodel import InputError
+from automodel.interfaces import DocumentInputs
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import record_function
@@ -38,24 +40,25 @@ _NOT_TOLD = (
 def attend_within_documents(module: Any) -> None:
     """Let a transformers model with sdpa attention read documents that lie end to end, in place; or leave it as it is.
 
-    It then computes the attention of each on its own when its forward is given `cu_seq_lens_q`, and what it always does
-    otherwise, without the mask of padding behind all tokens. Models are left out whose layers mix positions by more
-    than plain attention, with or without a window.
+    It then computes the attention of each on its own when its forward is given their `document_inputs`, and what it
+    always does otherwise, without the mask of padding behind all tokens. Models are left out whose layers mix positions
+    by more than plain attention, with or without a window.
     """
     if not _is_plain(module):
         return
     AttentionInterface.register(NAME, document_attention)
     AttentionMaskInterface.register(NAME, mask_without_needless_padding)
     module.set_attn_implementation(NAME)
-    decoder = getattr(module, module.base_model_prefix)
-    decoder.register_forward_pre_hook(_with_documents, with_kwargs=True)
-    decoder.register_forward_hook(_for_each_document, with_kwargs=True)
 
 
-def takes_documents(module: Any) -> bool:
-    """Whether a model should read documents that lie end to end and are told by `cu_seq_lens_q`."""
+def document_inputs(module: Any) -> DocumentInputs | None:
+    """How documents that lie end to end are told to a model; None if it should not read them."""
     name = module.config._attn_implementation
-    return name == NAME or (name.startswith("flash_attention") and _is_plain(module))
+    if name == NAME:
+        return partial(_told, module)
+    if name.startswith("flash_attention") and _is_plain(module):
+        return lambda arguments: (arguments, None)
+    return None
 
 
 def document_attention(
@@ -113,15 +116,11 @@ class _Documents:
     Args:
         lengths: of each document, of all but the first without the prefix.
         prefix: tokens with which all begin, computed in the first only.
-        computed: (C), those of the T positions that the model was given; None: all.
-        places: (T), which of the computed ones each position is; None: they are the same.
         groups: for each number of key heads that a layer has.
     """
 
     lengths: list[int]
     prefix: int = 0
-    computed: Tensor | None = None
-    places: Tensor | None = None
     groups: dict[int, DocumentGroups] = field(default_factory=dict)
 
     def groups_of(self, num_keys: int) -> DocumentGroups:
@@ -182,44 +181,39 @@ def _attention(
     )
 
 
-def _with_documents(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """Tell each layer the documents' lengths as numbers, read once, and keep masks from being made for them."""
-    if (bounds := kwargs.get("cu_seq_lens_q")) is None:
-        return None
-    ids, embeddings = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-    if any(rows is not None and len(rows) != 1 for rows in (ids, embeddings)):
-        raise ValueError("documents that cu_seq_lens_q tells of lie end to end in one row")
-    # transformers takes a mask of four dimensions as ready made; nothing looks at this one
-    ready = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=bounds.device)
-    others = {name: value for name, value in kwargs.items() if not name.startswith(("cu_seq_lens_", "max_length_"))}
-    lengths = [length for length in bounds.diff().tolist() if length]
-    documents = _Documents(lengths)
-    if ids is not None and not _draws(module):
-        documents = _shared(ids[0], lengths)
-        if documents.computed is not None:
-            for name in ("input_ids", "position_ids"):
-                others[name] = kwargs[name][:, documents.computed]
-    return args, {**others, _DOCUMENTS: documents, "attention_mask": ready}
+def _told(module: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
+    """Tell each layer the documents' lengths, and keep masks from being made for them (`DocumentInputs`)."""
+    ids_T, positions_T = arguments["input_ids"][0], arguments["position_ids"][0]
+    lengths: list[int] = arguments["cu_seq_lens_q"].diff().tolist()
+    prefix = 0 if _draws(module) else _shared_prefix(ids_T, lengths)
+    places_T = None
+    if prefix:
+        starts = list(accumulate(lengths[:-1]))  # of all documents but the first
+        is_computed_T = torch.ones(len(ids_T), dtype=torch.bool)
+        for start in starts:
+            is_computed_T[start : start + prefix] = False
+        places_T = is_computed_T.cumsum(dim=0) - 1
+        for start in starts:
+            places_T[start : start + prefix] = torch.arange(prefix)
+        ids_T, positions_T = ids_T[is_computed_T], positions_T[is_computed_T]
+        lengths = [lengths[0], *(length - prefix for length in lengths[1:])]
+    told = {
+        "input_ids": ids_T[None],
+        "position_ids": positions_T[None],
+        # transformers takes a mask of four dimensions as ready made; nothing looks at this one
+        "attention_mask": torch.empty(1, 1, 0, 0, dtype=torch.bool),
+        _DOCUMENTS: _Documents(lengths, prefix),
+    }
+    return told, places_T
 
 
-def _shared(ids_T: Tensor, lengths: list[int]) -> _Documents:
-    """What to compute of documents that may begin with the same tokens; of each at least its last one."""
+def _shared_prefix(ids_T: Tensor, lengths: list[int]) -> int:
+    """Tokens with which all documents begin, if they are worth sharing; of each at least the last is its own."""
     starts = [end - length for end, length in zip(accumulate(lengths), lengths, strict=True)]
     longest = min(lengths) - 1
     beginnings_DP = torch.stack([ids_T[start : start + longest] for start in starts])
     prefix = int((beginnings_DP == beginnings_DP[0]).all(dim=0).int().cumprod(dim=0).sum())
-    if prefix * (len(lengths) - 1) < _WORTH_SHARING * len(ids_T):
-        return _Documents(lengths)
-    places = torch.ones(len(ids_T), dtype=torch.int64)
-    again = [slice(start, start + prefix) for start in starts[1:]]
-    for positions in again:
-        places[positions] = 0
-    computed = places.nonzero().squeeze(1)
-    places = places.cumsum(dim=0) - 1
-    for positions in again:
-        places[positions] = torch.arange(prefix)
-    own = [lengths[0], *(length - prefix for length in lengths[1:])]
-    return _Documents(own, prefix, computed.to(ids_T.device), places.to(ids_T.device))
+    return prefix if prefix * (len(lengths) - 1) >= _WORTH_SHARING * len(ids_T) else 0
 
 
 def _draws(module: Any) -> bool:
@@ -229,14 +223,6 @@ def _draws(module: Any) -> bool:
         any(value for name, value in settings if "drop" in name or "jitter" in name)
         or any(isinstance(part, nn.Dropout) and part.p for part in module.modules())
     )
-
-
-def _for_each_document(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-    """Give every document the hidden states of what all share."""
-    documents: _Documents | None = kwargs.get(_DOCUMENTS)
-    if documents is not None and documents.places is not None:
-        output.last_hidden_state = output.last_hidden_state[:, documents.places]
-    return output
 
 
 def _is_plain(module: Any) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+    from automodel.interfaces import DocumentInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +54,11 @@ class _Model:
     def prepare(self, module: Any) -> None:
         """Change a model that was just made, in place; by default nothing is changed."""
 
-    def takes_documents(self, module: torch.nn.Module) -> bool:
-        """Whether a model that this has made reads documents that lie end to end (`PaddingFree`)."""
-        from automodel_huggingface.attention import takes_documents
+    def document_inputs(self, module: torch.nn.Module) -> DocumentInputs | None:
+        """How documents that lie end to end are told to a model that this has made (`PaddingFree`)."""
+        from automodel_huggingface.attention import document_inputs
 
-        return takes_documents(module)
+        return document_inputs(module)
 
     def _ready(self, module: Any, device: torch.device) -> torch.nn.Module:
         if str(module.dtype) == "torch.float16":  # also where the checkpoint's own data type was taken

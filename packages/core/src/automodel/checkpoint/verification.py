@@ -173,7 +173,7 @@ def _difference_of_logits(found: Tensor, expected: Tensor) -> list[str]:
 def _logits(forward: nn.Module, batch: Batch, parts: Parts) -> Tensor:
     was_training = forward.training
     forward.eval()
-    inputs = forward_inputs(batch, parts.device, parts.parallelism, bool(parts.options.padding_free))
+    inputs = forward_inputs(batch, parts.device, parts.parallelism, parts.document_inputs)
     try:
         with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.options.mixed_precision == "bf16"):
             logits_NV = label_logits(forward, inputs)

@@ -15,13 +15,12 @@ _BLOCK = 1024
 _BLOCKS_IN_CACHE = 256
 
 
-def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float:
-    """Clip gradients in place to a total L2 norm and return the norm of before, the same on every process.
+def grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The total L2 norm of all gradients, in float64 and on their device (on MPS the CPU); the same on every process.
 
-    Gradients that are DTensors count as the whole tensors that they are parts of. All processes call it together. An
-    infinite `max_norm` clips nothing.
+    Gradients that are DTensors count as the whole tensors that they are parts of. All processes call it together.
 
-    It does what `torch.nn.utils.clip_grad_norm_` does, but exactly: torch adds the squares of a float32 tensor up in
+    It is what `torch.nn.utils.get_total_norm` gives, but exactly: torch adds the squares of a float32 tensor up in
     float32 on the CPU, which makes the norm of 50,000 x 32 values 2e-5 too small and of 100 million 1% (torch 2.15), by
     other amounts when they are shared out otherwise.
     """
@@ -38,11 +37,19 @@ def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> float
         summed(torch.stack([_sum_of_squares(local) for local in locals_]).sum(), *groups)
         for groups, locals_ in shared.items()
     ]
-    norm = float(sum(squares, start=torch.zeros((), dtype=torch.float64)).sqrt())
-    if norm > max_norm:
-        for locals_ in shared.values():
-            torch._foreach_mul_(locals_, max_norm / (norm + 1e-6))
-    return norm
+    return sum(squares, start=torch.zeros((), dtype=torch.float64)).sqrt()
+
+
+def clipping_divisor(norm: Tensor, max_norm: float) -> Tensor:
+    """What gradients of this norm are divided by to be clipped, as `torch.nn.utils.clip_grads_with_norm_` does it."""
+    return ((norm + 1e-6) / max_norm).clamp(min=1)
+
+
+def divide_gradients(parameters: Iterable[nn.Parameter], divisor: float) -> None:
+    """Divide all gradients in place."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if gradients:  # a process may have no part of any
+        torch._foreach_mul_([g.to_local() if isinstance(g, DTensor) else g for g in gradients], 1 / divisor)
 
 
 def _groups(gradient: Tensor) -> tuple[dist.ProcessGroup, ...]:

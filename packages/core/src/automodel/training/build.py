@@ -17,7 +17,7 @@ from automodel.checkpoint.checkpointer import Checkpointer
 from automodel.checkpoint.state import fingerprint
 from automodel.errors import InputError
 from automodel.garbage import collector_paused
-from automodel.interfaces import Loader, ModelSource, PaddingFree, Parallelism, Peft, Run
+from automodel.interfaces import DocumentInputs, Loader, ModelSource, PaddingFree, Parallelism, Peft, Run
 from automodel.notices import notice
 from automodel.parallel.groups import group_rank, group_size
 from automodel.parallel.process_group import is_first, local_rank
@@ -126,8 +126,7 @@ def build_parts(
     if not trainable:
         raise InputError("no parameter of the model is trainable; check the sections model and peft")
     # DTensors count as the whole parameters that they are parts of
-    is_padding_free = _is_padding_free(options, data, module, forward, device)
-    options = dataclasses.replace(options, padding_free=is_padding_free)
+    document_inputs = _document_inputs(options, data, module, forward, device)
     if device.type == "cpu" and _computes_in_bfloat16(module, options) and not _processor_has_bfloat16():
         notice(
             "this processor has no instructions for bfloat16 and takes hundreds of times longer in it: "
@@ -163,6 +162,7 @@ def build_parts(
         micro_batches_per_step=per_step,
         num_steps=num_steps,
         samples_per_step=per_step * data.loader.samples_per_turn,
+        document_inputs=document_inputs,
     )
 
 
@@ -176,23 +176,25 @@ def _check_metric(checkpointer: Checkpointer, data: Data) -> None:
         raise InputError(f"metric_for_best_model: {metric} needs a section validation_dataset")
 
 
-def _is_padding_free(
+def _document_inputs(
     options: TrainingOptions, data: Data, module: nn.Module, forward: nn.Module, device: torch.device
-) -> bool:
-    """Whether rows are laid end to end; says why not if the recipe asks for it."""
+) -> DocumentInputs | None:
+    """How rows are laid end to end; None, and the reason if the recipe asks for it, where they are not."""
     if options.padding_free is False:
-        return False
-    reason = None
+        return None
+    found = data.source.document_inputs(module) if isinstance(data.source, PaddingFree) else None
     is_float32 = not options.mixed_precision and all(p.dtype == torch.float32 for p in module.parameters())
     if data.parallelism.splits_positions:
         reason = "context and sequence parallelism share out the positions of padded rows"
-    elif not (isinstance(data.source, PaddingFree) and data.source.takes_documents(module)):
+    elif found is None:
         reason = f"{data.source.name} has no attention for it"
-    elif not keeps_documents_apart(forward, device, data.parallelism, is_float32):
+    elif not keeps_documents_apart(forward, device, data.parallelism, found, is_float32):
         reason = f"trying it out did not show that {data.source.name} keeps rows without padding apart"
-    if reason is not None and options.padding_free:
+    else:
+        return found
+    if options.padding_free:
         notice(f"training.padding_free: true is not usable here ({reason}); padding is computed with")
-    return reason is None
+    return None
 
 
 def _computes_in_bfloat16(module: nn.Module, options: TrainingOptions) -> bool:

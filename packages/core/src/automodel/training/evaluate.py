@@ -31,5 +31,11 @@ def evaluate(recipe: Recipe, checkpoint: str | None = None) -> dict[str, float]:
             load_model(path / "state", parts.module, parts.fingerprint)
         assert parts.validation_loader is not None  # required above
         return validate(
-            parts.forward, parts.validation_loader, parts.loss_fn, parts.options, parts.device, parts.parallelism
+            parts.forward,
+            parts.validation_loader,
+            parts.loss_fn,
+            parts.options,
+            parts.device,
+            parts.parallelism,
+            parts.document_inputs,
         )

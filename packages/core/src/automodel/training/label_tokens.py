@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.profiler import record_function
 
 from automodel.errors import InputError
-from automodel.interfaces import Batch, Loss, Parallelism
+from automodel.interfaces import Batch, DocumentInputs, Loss, Parallelism
 from automodel.training.collate import IGNORED_LABEL
 from automodel.training.documents import is_text, laid_end_to_end
 from automodel.training.output_layer import loss_in_output_layer
@@ -25,23 +25,22 @@ class ForwardInputs:
 
     Args:
         arguments: of the model, on its device.
-        columns: (K), those of the L positions in which some row has a label.
-        targets: (B, K), the labels of these positions, shifted, and -100 where a row has none.
-        rows: (B, K), the row of the batch that each belongs to.
-        all_labelled: no label is -100, as always with one row.
+        columns: (K), those of the computed positions in which some row has a label.
+        targets: (N), the labels there, shifted, without those that are -100.
+        rows: (N), the row of the batch that each belongs to.
+        labelled: (N), which of all B x K they are; None if they are all, as always with one row.
     """
 
     arguments: dict[str, Any]
     columns: Tensor
     targets: Tensor
     rows: Tensor
-    all_labelled: bool
+    labelled: Tensor | None
 
     def picked(self, values_BK: Tensor) -> Tensor:
         """Of values (B, K, ...) those (N, ...) of the label tokens."""
-        if self.all_labelled:  # picking would copy what may be the largest tensor of the step
-            return values_BK.flatten(0, 1)
-        return values_BK[self.targets != IGNORED_LABEL]
+        values = values_BK.flatten(0, 1)
+        return values if self.labelled is None else values.index_select(0, self.labelled)
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,10 @@ class LabelTokens:
     right: Tensor | None
 
 
-def forward_inputs(batch: Batch, device: torch.device, parallelism: Parallelism, padding_free: bool) -> ForwardInputs:
-    """This process's part of a micro-batch; its rows are laid end to end where the model is `padding_free`.
+def forward_inputs(
+    batch: Batch, device: torch.device, parallelism: Parallelism, document_inputs: DocumentInputs | None
+) -> ForwardInputs:
+    """This process's part of a micro-batch; its rows are laid end to end if there are `document_inputs`.
 
     All that looks at values is done before they are on the device, which need not be waited for.
     """
@@ -66,20 +67,24 @@ def forward_inputs(batch: Batch, device: torch.device, parallelism: Parallelism,
     targets_BL = shifted_targets(batch)
     arguments, targets_BL = parallelism.local_part(arguments, targets_BL)
     rows_BL = torch.arange(len(targets_BL), device=targets_BL.device)[:, None].expand_as(targets_BL)
-    if padding_free and is_text(arguments):
+    places_L = None
+    if document_inputs is not None and is_text(arguments):
         arguments, targets_BL, rows_BL = laid_end_to_end(arguments, targets_BL, rows_BL)
+        arguments, places_L = document_inputs(arguments)
     elif "position_ids" in arguments:
         # transformers keeps packed documents apart by their positions, but not when it is given a mask. The mask is of
         # padding on the right, where causal attention does not look
         arguments.pop("attention_mask", None)
     columns_K = (targets_BL != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
-    targets_BK = targets_BL[:, columns_K]
+    targets_BK, rows_BK = targets_BL[:, columns_K].flatten(), rows_BL[:, columns_K].flatten()
+    labelled_N = (targets_BK != IGNORED_LABEL).nonzero().squeeze(1)
     return ForwardInputs(
         {name: _on(device, value) for name, value in arguments.items()},
-        _on(device, columns_K),
-        _on(device, targets_BK),
-        _on(device, rows_BL[:, columns_K]),
-        all_labelled=bool((targets_BK != IGNORED_LABEL).all()),
+        _on(device, columns_K if places_L is None else places_L[columns_K]),
+        _on(device, targets_BK[labelled_N]),
+        _on(device, rows_BK[labelled_N]),
+        # picking would copy what may be the largest tensor of the step
+        None if len(labelled_N) == len(targets_BK) else _on(device, labelled_N),
     )
 
 
@@ -104,8 +109,7 @@ def label_loss(module: nn.Module, inputs: ForwardInputs, loss_fn: Loss, *, with_
         loss_fn: the sum of the loss over label tokens, so that the sums of parts can be added.
         with_right: also compare the model's first choices with the labels.
     """
-    targets_N, rows_N = inputs.picked(inputs.targets), inputs.picked(inputs.rows)
-
+    targets_N, rows_N = inputs.targets, inputs.rows
     if takes_logits_to_keep(module):
         forward = partial(_logits, module, inputs)
         found = loss_in_output_layer(module, forward, inputs.picked, targets_N, loss_fn, with_right=with_right)
@@ -119,7 +123,13 @@ def label_loss(module: nn.Module, inputs: ForwardInputs, loss_fn: Loss, *, with_
 
 
 @torch.no_grad()
-def keeps_documents_apart(module: nn.Module, device: torch.device, parallelism: Parallelism, in_float32: bool) -> bool:
+def keeps_documents_apart(
+    module: nn.Module,
+    device: torch.device,
+    parallelism: Parallelism,
+    document_inputs: DocumentInputs,
+    in_float32: bool,
+) -> bool:
     """Whether a model gives rows the same logits without padding as with it, tried out on two of a few tokens.
 
     All processes call it together. In less than float32 only the rows' first tokens tell: a trained model may amplify
@@ -131,6 +141,7 @@ def keeps_documents_apart(module: nn.Module, device: torch.device, parallelism: 
         module: what is called in the forward pass.
         device: that it computes on.
         parallelism: of the run.
+        document_inputs: how the model is told of documents.
         in_float32: nothing is computed in less.
     """
     ids = torch.tensor([[8, 7, 6, 5, 0, 0, 0], [2, 3, 4, 5, 6, 7, 8]])  # which the smallest vocabularies have
@@ -139,7 +150,7 @@ def keeps_documents_apart(module: nn.Module, device: torch.device, parallelism: 
     rows = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, IGNORED_LABEL)}
     was_training = module.training
     module.eval()
-    padded_inputs, inputs = (forward_inputs(rows, device, parallelism, free) for free in (False, True))
+    padded_inputs, inputs = (forward_inputs(rows, device, parallelism, told) for told in (None, document_inputs))
     try:
         with torch.compiler.set_stance("force_eager"):  # so few tokens are nothing to compile for
             padded = label_logits(module, padded_inputs).float()  # what fails here is no matter of documents
@@ -172,7 +183,11 @@ def _logits(module: nn.Module, inputs: ForwardInputs) -> Tensor:
 
 
 def _on(device: torch.device, value: Any) -> Any:
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    if device.type == "cuda":  # from other memory it is copied while the host waits
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
 
 
 def takes_logits_to_keep(module: nn.Module) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from signal import Signals
 
 import torch
@@ -15,15 +14,19 @@ from automodel.errors import RunError, StoppedError
 from automodel.interfaces import Batch
 from automodel.launch.signals import StopRequest
 from automodel.parallel.groups import largest
-from automodel.training.metrics import step_metrics
 from automodel.training.parts import Parts
 from automodel.training.step import train_step
+from automodel.training.step_reports import Moment, NotFiniteError, StepReports
 from automodel.training.step_scheduler import global_batches
 from automodel.training.validation import validate
 
 
-def fit(parts: Parts) -> None:
+def fit(parts: Parts, *, ahead: bool) -> None:
     """Train from where `parts.progress` stands to the end of the run.
+
+    Args:
+        parts: of the run.
+        ahead: give the device its next step before the last one's numbers are read, and tell of each step one late.
 
     Raises:
         RunError: the loss was not finite for too long, or a checkpoint could not be written.
@@ -38,26 +41,30 @@ def fit(parts: Parts) -> None:
     if parts.num_steps is not None and progress.step >= parts.num_steps:
         return
     try:
-        with StopRequest() as stop:
-            _train(parts, stop, validated_at)
+        with StopRequest() as stop, StepReports(parts, ahead=ahead) as reports:
+            _train(parts, stop, reports, validated_at)
+    except NotFiniteError:
+        if parts.checkpointer.is_saving:
+            _finish_save(parts)
+        raise
     finally:
         # other processes may be gone where this one ends by an error; what is left unfinished goes at the next start
         if parts.checkpointer.is_saving and not dist.is_initialized():
             _finish_save(parts)
 
 
-def _train(parts: Parts, stop: StopRequest, validated_at: int) -> None:
+def _train(parts: Parts, stop: StopRequest, reports: StepReports, validated_at: int) -> None:
     """The steps of `fit`."""
-    progress, scheduler, run = parts.progress, parts.scheduler, parts.run
-    saved_at, consecutive_skipped = progress.step, 0
+    progress, scheduler = parts.progress, parts.scheduler
+    saved_at = progress.step
     save_every = parts.checkpointer.save_interval_steps or scheduler.ckpt_every_steps
     tracks_best = parts.checkpointer.enabled and parts.checkpointer.metric_for_best_model is not None
     micro_batches: list[Batch] = []
     dp_group = parts.parallelism.dp_group
     batches = global_batches(parts.loader, progress, parts.micro_batches_per_step, scheduler.epochs(), dp_group)
-    started = time.perf_counter()
+    started = Moment(parts.device)
     for micro_batches in batches:
-        data_wait = time.perf_counter() - started
+        data_wait_s = started.host_seconds()
         lr = parts.optimizer.param_groups[0]["lr"]
         with record_function("automodel.step"):
             result = train_step(
@@ -68,28 +75,20 @@ def _train(parts: Parts, stop: StopRequest, validated_at: int) -> None:
                 parts.options,
                 parts.device,
                 parts.parallelism,
+                parts.document_inputs,
             )
         parts.lr_scheduler.step()
         progress.step += 1
         progress.num_label_tokens += result.num_label_tokens
-        progress.num_skipped_steps += not result.updated
-        consecutive_skipped = 0 if result.updated else consecutive_skipped + 1
-        if consecutive_skipped >= parts.options.max_nonfinite_steps:
-            if parts.checkpointer.is_saving:
-                _finish_save(parts)
-            raise RunError(
-                f"the loss or gradient was not finite for {consecutive_skipped} steps in a row (training."
-                "max_nonfinite_steps); nothing was updated in them. A lower learning rate or fp32 may help"
-            )
-        run.step = progress.step
-        metrics = step_metrics(parts, result, lr, time.perf_counter() - started, data_wait)
-        run.summary.update(metrics)
-        parts.hooks.step_end(step=progress.step, metrics=metrics)
+        reports.add(result, lr, started, data_wait_s)
         is_last = progress.step == parts.num_steps
         saves = is_last or _due(progress.step, save_every)
-        if parts.validation_loader and (
+        validates = parts.validation_loader and (
             is_last or _due(progress.step, scheduler.val_every_steps) or (saves and tracks_best)
-        ):
+        )
+        if saves or validates:
+            reports.tell()
+        if validates:
             run_validation(parts)
             validated_at = progress.step
         if saves and save(parts, micro_batches[-1], validated=validated_at == progress.step, wait=is_last):
@@ -100,13 +99,15 @@ def _train(parts: Parts, stop: StopRequest, validated_at: int) -> None:
         if written and _finish_save(parts) != saved_at:
             saved_at = -1
         if signal is not None:
+            reports.tell()
             if parts.checkpointer.is_saving and _finish_save(parts) != saved_at:
                 saved_at = -1
             if saved_at != progress.step:
                 save(parts, micro_batches[-1], validated=validated_at == progress.step, wait=True)
             raise StoppedError(_stopped(parts, signal), signal)
-        started = time.perf_counter()
+        started = Moment(parts.device)
     # data of unknown length has ended
+    reports.tell()
     if parts.validation_loader and validated_at != progress.step:
         run_validation(parts)
     if parts.checkpointer.is_saving and _finish_save(parts) != saved_at:
@@ -119,7 +120,13 @@ def run_validation(parts: Parts) -> dict[str, float]:
     """Validate, tell the hooks, and return the metrics."""
     assert parts.validation_loader is not None
     metrics = validate(
-        parts.forward, parts.validation_loader, parts.loss_fn, parts.options, parts.device, parts.parallelism
+        parts.forward,
+        parts.validation_loader,
+        parts.loss_fn,
+        parts.options,
+        parts.device,
+        parts.parallelism,
+        parts.document_inputs,
     )
     parts.run.summary.update(metrics)
     parts.hooks.validation_end(step=parts.progress.step, metrics=metrics)

@@ -30,24 +30,27 @@ _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "
 
 
 def step_metrics(
-    parts: Parts, result: StepResult, lr: float, step_time_s: float, data_wait_s: float
+    parts: Parts,
+    numbers: Mapping[str, float],
+    result: StepResult,
+    step_time_s: float,
+    data_wait_s: float,
+    epoch: int,
 ) -> dict[str, float]:
-    """What `step_end` hooks see. Times in seconds, memory in MB (10^6 bytes), rates per second.
+    """What `step_end` hooks see: `numbers`, and more. Times in seconds, memory in MB (10^6 bytes), rates per second.
 
     `mfu` is there where the device's peak is known: 6 FLOP a parameter and token, 4 where the base is frozen (Kaplan
     et al. 2020, arXiv:2001.08361, without the attention's own).
     """
     metrics = {
-        "loss": result.loss,
-        "grad_norm": result.grad_norm,
-        "lr": lr,
+        **numbers,
         "label_tokens": result.num_label_tokens,
         "label_tokens_per_s": result.num_label_tokens / step_time_s,
         "tokens_per_s": result.num_tokens / step_time_s,
         "step_time_s": step_time_s,
         "data_wait_s": data_wait_s,
         "peak_memory_mb": peak_memory_mb(parts.device),
-        "epoch": parts.progress.epoch,
+        "epoch": epoch,
         "skipped_steps": parts.progress.num_skipped_steps,
     }
     if peak := peak_flops(parts.device):

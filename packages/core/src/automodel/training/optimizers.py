@@ -46,22 +46,30 @@ def adamw(
 class RoundingAdamW(torch.optim.Optimizer):
     """AdamW that computes in float32 and rounds bfloat16 parameters at random.
 
-    What is drawn depends on the step, the parameter's place among the others, their sizes, the kind of device and which
-    part of the parameter a process has alone: processes that hold the same ones keep them equal, and a resumed run goes
-    on exactly.
+    What is drawn depends on how many updates there were before (skipped ones count), the parameter's place among the
+    others, their sizes, the kind of device and which part of the parameter a process has alone: processes that hold the
+    same ones keep them equal, and a resumed run goes on exactly.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], **defaults: Any) -> None:
-        super().__init__(params, defaults)
+        super().__init__(params, {**defaults, "draws": 0})
+        # that it takes `grad_scale` and `found_inf`, as torch's own fused optimizers say it to its GradScaler
+        self._step_supports_amp_scaling = defaults["fused"]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch overloads it
-        """Update all parameters that have a gradient."""
+        """Update all parameters that have a gradient.
+
+        Two attributes are there for the time of a call, as torch's fused optimizers have them: gradients are divided by
+        `grad_scale`, and nothing is updated where `found_inf` is 1; neither is read by the host.
+        """
         if closure is not None:
             raise ValueError("no closure is called here")
         parameters = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
         largest = max((p.numel() for p, _ in parameters if p.dtype == torch.bfloat16), default=0)  # of a DTensor: whole
-        words = _Words(max((int(state["step"]) for state in self.state.values()), default=0), largest)
+        words = _Words(self.param_groups[0]["draws"], largest)
+        for group in self.param_groups:
+            group["draws"] += 1
         for place, (parameter, group) in enumerate(parameters):
             if parameter.grad is not None:
                 self._update(parameter, group, place, words)
@@ -80,14 +88,15 @@ class RoundingAdamW(torch.optim.Optimizer):
     def _update(self, parameter: nn.Parameter, group: dict[str, Any], place: int, words: _Words) -> None:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            where = parameter.device if group["fused"] else "cpu"  # as torch's own
+            state["step"] = torch.zeros((), dtype=torch.float32, device=where)
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.preserve_format)
         tensors = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
         flat = [_local(tensor).view(-1).split(_chunk(parameter.device)) for tensor in tensors]
         for index, (values, grad, exp_avg, exp_avg_sq) in enumerate(zip(*flat, strict=True)):
             exact = values.float()
-            step = state["step"].to(values.device if group["fused"] else "cpu", copy=True)  # the update counts it up
+            step = state["step"].clone()  # the update counts it up
             adamw_update(
                 [exact],
                 [grad.float()],
@@ -104,12 +113,15 @@ class RoundingAdamW(torch.optim.Optimizer):
                 weight_decay=group["weight_decay"],
                 eps=group["eps"],
                 maximize=False,
+                # not there unless somebody asks for it
+                grad_scale=getattr(self, "grad_scale", None),
+                found_inf=getattr(self, "found_inf", None),
             )
             if values.dtype == torch.bfloat16:
                 part = f"{place}.{index}.{_shard(parameter)}"
                 exact = stochastically_rounded(exact, words.of(values, part))
             values.copy_(exact)
-        state["step"] += 1
+        state["step"].copy_(step)
 
 
 def stochastically_rounded(values: Tensor, words: Tensor) -> Tensor:
@@ -127,12 +139,12 @@ class _Words:
     """Random int32 of a step, drawn once for each device: drawing is slow on a CPU.
 
     Args:
-        step: of the parameter that has seen most, when some had no gradient at times.
+        seed: of all of them.
         largest: elements of the largest parameter, the same on all processes; no part of any has more.
     """
 
-    def __init__(self, step: int, largest: int) -> None:
-        self._step, self._largest = step, largest
+    def __init__(self, seed: int, largest: int) -> None:
+        self._seed, self._largest = seed, largest
         self._drawn: dict[torch.device, Tensor] = {}
 
     def of(self, values: Tensor, part: str) -> Tensor:
@@ -141,7 +153,7 @@ class _Words:
         if device not in self._drawn:
             number = (min(self._largest, _chunk(device)) + 1) // 2
             words = torch.empty(number, dtype=torch.int64, device=device)
-            words.random_(-(2**63), None, generator=torch.Generator(device).manual_seed(self._step))
+            words.random_(-(2**63), None, generator=torch.Generator(device).manual_seed(self._seed))
             self._drawn[device] = words.view(torch.int32)
         # multiplicative hashing: by odd factors of which hardly any is a small multiple of another
         factor = Random(part).getrandbits(31) | 1  # seeded by a string's SHA-512

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from automodel.interfaces import Loader, Loss, Parallelism, Run
+from automodel.interfaces import DocumentInputs, Loader, Loss, Parallelism, Run
 from automodel.training.options import TrainingOptions
 from automodel.training.step_scheduler import Progress, StepScheduler
 
@@ -37,6 +37,7 @@ class Parts:
         fingerprint: of the pretrained weights, before adapters and training.
         micro_batches_per_step: of each process.
         samples_per_step: of all processes.
+        document_inputs: how rows are laid end to end; None: they are padded.
         num_steps: optimizer steps of the run, None if unknown.
     """
 
@@ -62,4 +63,5 @@ class Parts:
     micro_batches_per_step: int
     num_steps: int | None
     samples_per_step: int
+    document_inputs: DocumentInputs | None = None
     progress: Progress = field(default_factory=Progress)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import record_function
 
-from automodel.errors import InputError, RunError
-from automodel.interfaces import Batch, Loss, Parallelism
-from automodel.parallel.gradients import clip_grad_norm
+from automodel.errors import InputError
+from automodel.interfaces import Batch, DocumentInputs, Loss, Parallelism
+from automodel.parallel.gradients import clipping_divisor, divide_gradients, grad_norm
 from automodel.parallel.groups import group_size, summed
 from automodel.training.collate import IGNORED_LABEL
 from automodel.training.label_tokens import forward_inputs, label_loss, shifted_targets
@@ -21,16 +22,16 @@ from automodel.training.options import TrainingOptions
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did: its loss per label token, the gradient's L2 norm before clipping, and whether it counted.
+    """What a step did: its loss per label token, and the gradient's L2 norm before clipping; of all processes.
 
-    Losses and tokens are those of all processes.
+    Both are float64 of no dimension, which an accelerator may be still at work on: reading them waits for it. Where one
+    is not finite, nothing was updated.
     """
 
-    loss: float
-    grad_norm: float
+    loss: Tensor
+    grad_norm: Tensor
     num_label_tokens: int
     num_tokens: int
-    updated: bool
 
 
 def train_step(
@@ -41,15 +42,15 @@ def train_step(
     options: TrainingOptions,
     device: torch.device,
     parallelism: Parallelism,
+    document_inputs: DocumentInputs | None = None,
 ) -> StepResult:
     """Train on one global batch, of which this process has `micro_batches`; the others have as many.
 
     The loss is the sum over its label tokens divided by their number, so how the batch is split into micro-batches
-    and processes does not matter.
+    and processes does not matter. An accelerator is not waited for, if the optimizer can leave out an update by itself.
 
     Raises:
         InputError: no token of the batch carries loss.
-        RunError: the loss or the gradient is not finite and `on_nonfinite` is `stop`.
     """
     dp_group, cp_group = parallelism.dp_group, parallelism.cp_group
     num_label_tokens = sum(int((shifted_targets(batch) != IGNORED_LABEL).sum()) for batch in micro_batches)
@@ -57,30 +58,56 @@ def train_step(
     num_label_tokens, num_tokens = summed(torch.tensor([num_label_tokens, num_tokens]), dp_group).tolist()
     if not num_label_tokens:
         raise InputError("every label of a whole batch is masked (-100): there is nothing to learn from it")
+    is_mixed = options.mixed_precision == "bf16"
+    autocast = torch.autocast(device.type, torch.bfloat16) if is_mixed else nullcontext()
     losses = []
     num_averaged = group_size(dp_group) * group_size(cp_group)  # gradients are averaged, and their sum is wanted
     for number, batch in enumerate(micro_batches, start=1):
-        inputs = forward_inputs(batch, device, parallelism, bool(options.padding_free))
+        inputs = forward_inputs(batch, device, parallelism, document_inputs)
         with parallelism.micro_batch(is_last=number == len(micro_batches)):
-            mixed = torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16")
-            with mixed, record_function("automodel.forward"):
+            with autocast, record_function("automodel.forward"):
                 loss = label_loss(module, inputs, loss_fn).loss_sum
             with record_function("automodel.backward"):
                 (loss * (num_averaged / num_label_tokens)).backward()
-        losses.append(loss.detach())  # reading it here would make an accelerator wait for each micro-batch
-    own_loss_sum = torch.tensor(sum(loss.item() for loss in losses), dtype=torch.float64)
-    loss_sum = float(summed(own_loss_sum, cp_group, dp_group))
+        losses.append(loss.detach())
+    losses_M = torch.stack(losses)
+    own_loss_sum = (losses_M.cpu() if losses_M.is_mps else losses_M).double().sum()  # MPS has no float64
+    loss = summed(own_loss_sum, cp_group, dp_group) / num_label_tokens
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     with record_function("automodel.optimizer"):
-        norm = clip_grad_norm(parameters, options.max_grad_norm or math.inf)
-    finite = math.isfinite(loss_sum) and math.isfinite(norm)
-    if not finite and options.on_nonfinite == "stop":
-        raise RunError(
-            f"the loss is {loss_sum / num_label_tokens} and the gradient norm {norm}: the run stops, as "
-            "training.on_nonfinite says; a lower learning rate or fp32 may help"
-        )
-    with record_function("automodel.optimizer"):
-        if finite:
+        norm = grad_norm(parameters).to(loss.device)
+        is_finite = loss.isfinite() & norm.isfinite()
+        divisor = None if options.max_grad_norm is None else clipping_divisor(norm, options.max_grad_norm)
+        if _decides_by_itself(optimizer):
+            update_where(is_finite, optimizer, divisor)
+        elif bool(is_finite):
+            if divisor is not None and divisor > 1:
+                divide_gradients(parameters, float(divisor))
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss_sum / num_label_tokens, norm, num_label_tokens, num_tokens, updated=finite)
+    return StepResult(loss, norm, num_label_tokens, num_tokens)
+
+
+def _decides_by_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether tensors can tell the optimizer what to do; torch's fused ones and ours take them.
+
+    Without momentum yet, torch's SGD (2.15) that is told to do nothing takes whatever lies in memory for it.
+    """
+    # torch's own mark, which other optimizers are without
+    takes_tensors: bool = getattr(optimizer, "_step_supports_amp_scaling", False)
+    is_new_sgd = isinstance(optimizer, torch.optim.SGD) and bool(optimizer.defaults["momentum"]) and not optimizer.state
+    return takes_tensors and not is_new_sgd
+
+
+def update_where(is_finite: Tensor, optimizer: torch.optim.Optimizer, divisor: Tensor | None) -> None:
+    """Let the optimizer divide its gradients and update, or do nothing, without reading the tensors that say so.
+
+    It is how torch's `GradScaler` tells optimizers that have `_step_supports_amp_scaling`.
+    """
+    told: Any = optimizer
+    told.found_inf = (~is_finite).float()
+    told.grad_scale = None if divisor is None else divisor.float()
+    try:
+        optimizer.step()
+    finally:
+        del told.found_inf, told.grad_scale

@@ -107,7 +107,8 @@ def _run(recipe: Recipe, resume: str, profile: bool, device: torch.device) -> Tr
         watching = [*([StepProfiler(parts)] if profile else []), ConsoleProgress(), MetricsFile(), *parts.loggers]
         with _registered(manager, watching if is_first() else []):
             try:
-                fit(parts)
+                # a CPU gains nothing by it, and a profile is of whole steps
+                fit(parts, ahead=device.type != "cpu" and not profile)
             except BaseException as error:  # loggers should see ctrl-c as well
                 parts.hooks.exception(error=error, run=parts.run)
                 if isinstance(error, torch.OutOfMemoryError):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from automodel.errors import InputError
-from automodel.interfaces import Loader, Loss, Parallelism
+from automodel.interfaces import DocumentInputs, Loader, Loss, Parallelism
 from automodel.parallel.groups import summed
 from automodel.training.label_tokens import forward_inputs, label_loss
 from automodel.training.options import TrainingOptions
@@ -24,6 +24,7 @@ def validate(
     options: TrainingOptions,
     device: torch.device,
     parallelism: Parallelism,
+    document_inputs: DocumentInputs | None = None,
 ) -> dict[str, float]:
     """Return the metrics of one pass of all processes over `loader`, named as in docs/training.md.
 
@@ -40,7 +41,7 @@ def validate(
     sums = torch.zeros(5, dtype=torch.float64)  # loss, label tokens, right ones, rows with a label, right ones
     try:
         for [batch] in turns(loader.micro_batches(epoch=0, start=0), 1, dp_group):
-            inputs = forward_inputs(batch, device, parallelism, bool(options.padding_free))
+            inputs = forward_inputs(batch, device, parallelism, document_inputs)
             with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16"):
                 found = label_loss(module, inputs, loss_fn, with_right=True)
             num_rows = len(batch["labels"])
