@@ -8,7 +8,7 @@ from automodel.parallel.ddp import DataParallel
 from automodel.training.collate import pad
 from automodel.training.label_tokens import forward_inputs, keeps_documents_apart, label_logits
 from automodel.training.loss import cross_entropy
-from automodel.training.optimizers import RoundingAdamW
+from automodel.training.optimizers import RoundingAdamW, adamw
 from automodel.training.options import TrainingOptions
 from automodel.training.packing import best_fit
 from automodel.training.step import train_step
@@ -118,6 +118,22 @@ def test_a_step_waits_for_no_device(prefix, smollm_tokenizer):
     with pytest.raises((NotImplementedError, RuntimeError)):
         result.loss.item()
     assert (result.num_label_tokens, result.num_tokens) == (known.num_label_tokens, known.num_tokens)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_step_on_cuda_waits_for_nothing(smollm_tokenizer):
+    _, module = model("llama", smollm_tokenizer, "bfloat16")
+    device, optimizer = torch.device("cuda"), adamw(module.to("cuda").parameters(), lr=1e-2)
+    batches = [pad(smollm_tokenizer)(samples(8, 13, 19))] * 2
+    arguments = (cross_entropy(), optimizer, TrainingOptions(), device, DataParallel(device), document_inputs(module))
+    results = [train_step(module, batches, *arguments) for _ in range(2)]  # what is found out once, and memory
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results.append(train_step(module, batches, *arguments))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert results[2].loss.item() < results[0].loss.item()
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
