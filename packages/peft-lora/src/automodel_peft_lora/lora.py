@@ -58,7 +58,8 @@ class LoRA:
         init: how A starts, with B zero: `default` (Kaiming uniform), `gaussian` (standard deviation 1 / r); or
             `orthogonal` (as in peft), where neither is zero but their product is; r must be even for it.
         lora_A_init: NeMo's choice of A's start; `kaiming` is the same as `init: default`.
-        lora_dtype: data type of the adapters: float32, bfloat16, float16. Null is float32, on a bfloat16 base too.
+        lora_dtype: data type of the adapters: float32, bfloat16, float16, in which they are also computed. Null keeps
+            float32 weights, and computes in bfloat16 where the base does.
         dropout_position: `pre`: dropout acts on an adapter's input, as in peft. NeMo's `post` is accepted with a note.
         use_triton: accepted for NeMo's recipes, with a note: adapters are computed by PyTorch.
 
@@ -130,7 +131,7 @@ class LoRA:
         if _is_quantised(module):
             module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=False)
         adapted = AdapterModel(module, config, autocast_adapter_dtype=True)
-        fuse_adapters(adapted)
+        fuse_adapters(adapted, in_own_dtype=self.lora_dtype is not None)
         _start(adapted, self.lora_A_init)
         if (dtype := self._dtype()) is not None:
             _cast(adapted, dtype)
@@ -167,7 +168,7 @@ class LoRA:
                 )
         with _KeepValues():
             adapted = AdapterModel(module, config, autocast_adapter_dtype=True)
-        fuse_adapters(adapted)
+        fuse_adapters(adapted, in_own_dtype=self.lora_dtype is not None)
         _start(adapted, self.lora_A_init)
         if (dtype := self._dtype()) is not None:
             _cast(adapted, dtype)
