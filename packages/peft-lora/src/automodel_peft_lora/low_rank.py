@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from automodel.training.linear import is_plain_linear, product
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
-from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
@@ -63,7 +63,7 @@ class LowRankLinear(Linear):
         parts = (self.base_layer, self.lora_A[name], self.lora_B[name])
         return (
             x.dim() > 1
-            and all(type(part) is nn.Linear and not _is_watched(part) for part in parts)
+            and all(is_plain_linear(part) and not _is_watched(part) for part in parts)
             and not self.base_layer.weight.requires_grad
             and parts[2].bias is None
             and not any(isinstance(tensor, DTensor) for tensor in (x, *(part.weight for part in parts)))
@@ -86,10 +86,10 @@ class _LowRank(torch.autograd.Function):
         scaling: float,
     ) -> Tensor:
         input_ND = x_ND if dropped_ND is None else dropped_ND
-        low_NR = input_ND.to(a.dtype) @ a.T
+        low_NR = product(input_ND.to(a.dtype), a.T)
         ctx.save_for_backward(input_ND, weight, a, b, low_NR)
         ctx.scaling, ctx.has_dropped = scaling, dropped_ND is not None
-        return _plus(F.linear(x_ND, weight, bias), low_NR, b.T, scaling)
+        return _plus(product(x_ND, weight.T, bias), low_NR, b.T, scaling)
 
     @staticmethod
     @once_differentiable
@@ -97,18 +97,18 @@ class _LowRank(torch.autograd.Function):
         input_ND, weight, a, b, low_NR = ctx.saved_tensors
         of_x = of_dropped = of_bias = of_a = of_b = None
         own_NE = grad_NE.to(b.dtype)
-        of_low_NR = (own_NE @ b).mul_(ctx.scaling)
+        of_low_NR = product(own_NE, b).mul_(ctx.scaling)
         if ctx.needs_input_grad[0]:
-            of_x = grad_NE @ weight
+            of_x = product(grad_NE, weight)
             of_x = of_x if ctx.has_dropped else _plus(of_x, of_low_NR, a)
         if ctx.needs_input_grad[1]:
-            of_dropped = of_low_NR @ a
+            of_dropped = product(of_low_NR, a)
         if ctx.needs_input_grad[3]:
             of_bias = grad_NE.sum(0)
         if ctx.needs_input_grad[4]:
-            of_a = of_low_NR.T @ input_ND.to(a.dtype)
+            of_a = product(of_low_NR.T, input_ND.to(a.dtype))
         if ctx.needs_input_grad[5]:
-            of_b = (own_NE.T @ low_NR).mul_(ctx.scaling)
+            of_b = product(low_NR.T, own_NE).mul_(ctx.scaling).T  # with few rows it is faster
         return of_x, of_dropped, None, of_bias, of_a, of_b, None
 
 

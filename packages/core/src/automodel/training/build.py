@@ -27,6 +27,7 @@ from automodel.suggest import did_you_mean
 from automodel.training.activation_checkpointing import checkpoint_activations
 from automodel.training.compilation import compile_layers
 from automodel.training.label_tokens import keeps_documents_apart
+from automodel.training.linear import use_onednn
 from automodel.training.options import TrainingOptions
 from automodel.training.parts import Parts
 from automodel.training.rng import Seeds
@@ -236,6 +237,7 @@ def _load_model(
             raise InputError(f"{recipe.where('training', 'activation_checkpointing')}: {error}") from error
     if not in_parts and device.type == "cpu":
         leave_mapped_files(module)
+    use_onednn(module)
     if options.compile:
         try:
             compile_layers(module)

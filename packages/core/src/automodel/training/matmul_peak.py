@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from automodel.training.linear import product
+
 _LARGEST = 8192
 _SECONDS_EACH = 0.1
 _SECONDS_TOGETHER = 0.4
@@ -62,7 +64,7 @@ def _first_product(device: torch.device, dtype: torch.dtype, size: int) -> tuple
 def _timed_product(left: Tensor, right: Tensor) -> float:
     _wait_for(left.device)
     started = time.perf_counter()
-    torch.mm(left, right)
+    product(left, right)
     _wait_for(left.device)
     return time.perf_counter() - started
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from automodel.interfaces import Loss
+from automodel.training.linear import is_plain_linear, linear
 
 _hands_on: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Of output layers that were met: whether their models' logits are what they return, not scaled or capped."""
@@ -105,13 +106,13 @@ class _Replaced:
     def _is_faster_by_columns(self, hidden: Tensor) -> bool:
         """Whether a part is of few tokens, and the logits are for the loss alone; a first choice is sought by rows."""
         layer = self._layer
-        is_plain = type(layer) is nn.Linear and layer.bias is None and self._own is None
+        is_plain = is_plain_linear(layer) and layer.bias is None and self._own is None
         return is_plain and hidden.device.type == "cpu" and not layer.weight.requires_grad and not self._with_right
 
     def _by_columns(self, hidden_ND: Tensor) -> Tensor:
         """The same product, with the layer's weights on the left."""
         weight_VD: Any = self._layer.weight
-        return (weight_VD @ hidden_ND.T).T
+        return linear(weight_VD, hidden_ND).T
 
     def undo(self) -> None:
         """Give the layer its own forward back."""
