@@ -6,10 +6,18 @@ from automodel.checkpoint.checkpointer import Checkpointer
 from automodel.checkpoint.state import load_model
 from automodel.plugins import installed
 from automodel.recipe import load_recipe
+from automodel.training import linear
 from automodel.training.build import build_data, build_parts
 from peft import PeftModel
 from support import TINY_MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+@pytest.fixture(autouse=True)
+def torchs_own_products(monkeypatch):
+    """Both compute by the same library, so that logits can be equal to the last bit."""
+    monkeypatch.setattr(linear, "onednn_is_faster", lambda: False)
+
 
 LORA = "\npeft:\n  _target_: lora\n  target_modules: all-linear\n  r: 4\n"
 
@@ -82,3 +90,20 @@ def test_evaluate_on_a_checkpoint_gives_the_runs_last_validation(automodel, reci
     assert found == {name: saved[name] for name in found}
     before = json.loads(automodel("evaluate", "-c", recipe).stdout)
     assert before["val_loss"] > found["val_loss"]
+
+
+def test_a_model_that_is_loaded_again_is_told_of_documents_by_itself(recipe, tmp_path):
+    checked, cpu = load_recipe([recipe], ["model.config.attention_dropout=0.1"]), torch.device("cpu")
+    data = build_data(checked, cpu)
+    parts = build_parts(checked, data, Checkpointer(checkpoint_dir="unused"), installed().manager, cpu)
+    parts.module.save_pretrained(tmp_path / "saved")
+    module, _, told = parts.reload(tmp_path / "saved")
+    parts.module.train()  # whose dropout differs in what all begin with
+    module.eval()
+    documents = {
+        "input_ids": torch.tensor([[5, 6, 7, 1, 5, 6, 7, 2]]),
+        "position_ids": torch.tensor([[0, 1, 2, 3] * 2]),
+        "cu_seq_lens_q": torch.tensor([0, 4, 8], dtype=torch.int32),
+    }
+    assert parts.document_inputs(documents)[1] is None
+    assert told(documents)[1].tolist() == [0, 1, 2, 3, 0, 1, 2, 4]

@@ -137,7 +137,7 @@ def fit_start(run: Run) -> None:
 
 @hookspec
 def step_end(step: int, metrics: Mapping[str, float]) -> None:
-    """An optimizer step is done; an accelerator is at work on the next one, which was begun.
+    """An optimizer step is done; an accelerator may be at work on the next one.
 
     `metrics`: loss, grad_norm, lr, label_tokens_per_s, step_time_s, ...
     """

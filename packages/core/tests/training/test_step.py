@@ -11,7 +11,7 @@ from automodel.training.label_tokens import forward_inputs, keeps_documents_apar
 from automodel.training.loss import cross_entropy
 from automodel.training.optimizers import adamw
 from automodel.training.options import TrainingOptions
-from automodel.training.step import train_step, update_where
+from automodel.training.step import _decides_by_itself, train_step, update_where
 from tiny import AllLogitsLM, TinyLM, rows
 from torch.nn import functional as F
 
@@ -120,6 +120,7 @@ def test_an_update_that_tensors_decide_is_that_of_the_host(optimizer, value):
             twin.grad = parameter.grad.clone()
         norm = grad_norm(ones)
         divisor = clipping_divisor(norm, 0.5)
+        assert _decides_by_itself(one, CPU) == (optimizer != "sgd" or bool(one.state))
         update_where(norm.isfinite(), one, divisor)
         if norm.isfinite():
             assert divisor > 1, "nothing was clipped"
@@ -132,6 +133,17 @@ def test_an_update_that_tensors_decide_is_that_of_the_host(optimizer, value):
             atol = of_state[1] * float(wanted.abs().max())
             torch.testing.assert_close(one.state[parameter][name], wanted, rtol=of_state[0], atol=atol)
         torch.testing.assert_close(parameter, twin, rtol=of_parameters[0], atol=of_parameters[1])
+
+
+def test_an_optimizer_that_would_be_given_a_grad_scaler_is_told_by_the_host():
+    class Older(torch.optim.AdamW):
+        def step(self, closure=None, *, grad_scaler=None):
+            return super().step(closure)
+
+    parameter = torch.nn.Parameter(torch.ones(3))
+    assert _decides_by_itself(torch.optim.AdamW([parameter], fused=True), CPU)
+    assert not _decides_by_itself(Older([parameter], fused=True), CPU)
+    assert not _decides_by_itself(torch.optim.AdamW([parameter], fused=True), torch.device("meta"))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -49,6 +49,8 @@ def attend_within_documents(module: Any) -> None:
     AttentionInterface.register(NAME, document_attention)
     AttentionMaskInterface.register(NAME, mask_without_needless_padding)
     module.set_attn_implementation(NAME)
+    # not to the whole model, which may look at its mask itself (a mixture of experts does, to balance them)
+    module.get_decoder().register_forward_pre_hook(_without_mask, with_kwargs=True)
 
 
 def document_inputs(module: Any) -> DocumentInputs | None:
@@ -182,7 +184,7 @@ def _attention(
 
 
 def _told(module: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
-    """Tell each layer the documents' lengths, and keep masks from being made for them (`DocumentInputs`)."""
+    """Tell each layer the documents' lengths, and let the model compute once what all begin with (`DocumentInputs`)."""
     ids_T, positions_T = arguments["input_ids"][0], arguments["position_ids"][0]
     lengths: list[int] = arguments["cu_seq_lens_q"].diff().tolist()
     prefix = 0 if _draws(module) else _shared_prefix(ids_T, lengths)
@@ -200,11 +202,17 @@ def _told(module: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], Tenso
     told = {
         "input_ids": ids_T[None],
         "position_ids": positions_T[None],
-        # transformers takes a mask of four dimensions as ready made; nothing looks at this one
-        "attention_mask": torch.empty(1, 1, 0, 0, dtype=torch.bool),
         _DOCUMENTS: _Documents(lengths, prefix),
     }
     return told, places_T
+
+
+def _without_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Keep a mask from being made for documents: transformers takes one of four dimensions as ready made."""
+    if _DOCUMENTS not in kwargs:
+        return None
+    ready = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=kwargs["position_ids"].device)
+    return args, {**kwargs, "attention_mask": ready}
 
 
 def _shared_prefix(ids_T: Tensor, lengths: list[int]) -> int:

@@ -19,7 +19,7 @@ from automodel.checkpoint.model_files import tensors_of
 from automodel.checkpoint.snapshot import Snapshot
 from automodel.checkpoint.state import load_tensors, saved_tensors
 from automodel.errors import InputError
-from automodel.interfaces import Batch
+from automodel.interfaces import Batch, DocumentInputs
 from automodel.notices import notice
 from automodel.parallel.groups import by_first, gathered
 from automodel.training.label_tokens import forward_inputs, label_logits
@@ -47,7 +47,7 @@ class Reference:
 
 def reference(parts: Parts, batch: Batch) -> Reference:
     """Let the run's model speak. All processes call it together."""
-    return Reference(batch, _logits(parts.forward, batch, parts))
+    return Reference(batch, _logits(parts.forward, parts.document_inputs, batch, parts))
 
 
 def problems_on_disk(target: Path, snapshot: Snapshot, said: Reference, parts: Parts) -> list[str]:
@@ -137,7 +137,7 @@ def _described(kind: tuple[tuple[int, ...], torch.dtype]) -> str:
 def _differences_of_model(directory: Path, snapshot: Snapshot, said: Reference, parts: Parts) -> list[str]:
     with _undisturbed():
         try:
-            module, forward = parts.reload(directory)
+            module, forward, document_inputs = parts.reload(directory)
         except torch.OutOfMemoryError:
             notice(
                 "validate_on_save: there is no memory for a second model, so model/ is not loaded; the rest is verified"
@@ -151,7 +151,7 @@ def _differences_of_model(directory: Path, snapshot: Snapshot, said: Reference, 
             for name, value in tensors_of(module).items()
             if not _same(value, snapshot.tensors.get(f"model.{name}", live.get(name)))
         ]
-        return wrong or _difference_of_logits(_logits(forward, said.batch, parts), said.logits)
+        return wrong or _difference_of_logits(_logits(forward, document_inputs, said.batch, parts), said.logits)
 
 
 def _same(value: Tensor, expected: Tensor | None) -> bool:
@@ -170,10 +170,10 @@ def _difference_of_logits(found: Tensor, expected: Tensor) -> list[str]:
 
 
 @torch.no_grad()
-def _logits(forward: nn.Module, batch: Batch, parts: Parts) -> Tensor:
+def _logits(forward: nn.Module, document_inputs: DocumentInputs | None, batch: Batch, parts: Parts) -> Tensor:
     was_training = forward.training
     forward.eval()
-    inputs = forward_inputs(batch, parts.device, parts.parallelism, parts.document_inputs)
+    inputs = forward_inputs(batch, parts.device, parts.parallelism, document_inputs)
     try:
         with torch.autocast(parts.device.type, torch.bfloat16, enabled=parts.options.mixed_precision == "bf16"):
             logits_NV = label_logits(forward, inputs)

@@ -42,7 +42,7 @@ def grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 def clipping_divisor(norm: Tensor, max_norm: float) -> Tensor:
     """What gradients of this norm are divided by to be clipped, as `torch.nn.utils.clip_grads_with_norm_` does it."""
-    return ((norm + 1e-6) / max_norm).clamp(min=1)
+    return ((norm + 1e-6) / max_norm).clamp(1, torch.finfo(torch.float32).max)  # as which optimizers take it
 
 
 def divide_gradients(parameters: Iterable[nn.Parameter], divisor: float) -> None:

@@ -10,7 +10,6 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from automodel.errors import InputError
-from automodel.training.linear import onednn_is_faster
 
 _aten = torch.ops.aten
 _KEPT = {
@@ -21,7 +20,7 @@ _KEPT = {
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_cudnn_attention.default,
-    *([torch.ops.mkldnn._linear_pointwise.default] if onednn_is_faster() else []),
+    *([torch.ops.mkldnn._linear_pointwise.default] if hasattr(torch.ops.mkldnn, "_linear_pointwise") else []),
 }
 """What `selective` keeps: matrix products and attention, which take nearly all of the time."""
 

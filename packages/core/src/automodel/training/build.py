@@ -149,7 +149,7 @@ def build_parts(
         processor=data.processor,
         module=module,
         forward=forward,
-        reload=partial(_reload_model, load, data.source, peft),
+        reload=partial(_reload_model, load, data.source, peft, is_padding_free=document_inputs is not None),
         parallelism=data.parallelism,
         fingerprint=model_fingerprint,
         optimizer=optimizer,
@@ -237,7 +237,8 @@ def _load_model(
             raise InputError(f"{recipe.where('training', 'activation_checkpointing')}: {error}") from error
     if not in_parts and device.type == "cpu":
         leave_mapped_files(module)
-    use_onednn(module)
+    if device.type == "cpu":
+        use_onednn(module)
     if options.compile:
         try:
             compile_layers(module)
@@ -258,13 +259,15 @@ def _reload_model(
     source: ModelSource,
     peft: Peft | None,
     directory: Path,
-) -> tuple[nn.Module, nn.Module]:
-    """Load what the run has saved, a whole model or an adapter, laid out like its own."""
-    if peft is None:
-        return load(source.at(directory))[:2]
-    module, forward, _ = load(source)
-    peft.load(module, directory)
-    return module, forward
+    *,
+    is_padding_free: bool,
+) -> tuple[nn.Module, nn.Module, DocumentInputs | None]:
+    """Load what the run has saved, a whole model or an adapter, laid out and told of documents like its own."""
+    module, forward, _ = load(source.at(directory) if peft is None else source)
+    if peft is not None:
+        peft.load(module, directory)
+    found = source.document_inputs(module) if is_padding_free and isinstance(source, PaddingFree) else None
+    return module, forward, found
 
 
 def build_checkpointer(recipe: Recipe) -> Checkpointer:

@@ -158,7 +158,14 @@ def keeps_documents_apart(
                 without = label_logits(module, inputs).float()
             except torch.OutOfMemoryError:
                 raise
-            except (InputError, RuntimeError, TypeError, ValueError):  # as layers fail that do not know of documents
+            except (
+                AttributeError,
+                InputError,
+                LookupError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ):  # as layers fail that do not know of documents
                 return False
     finally:
         module.train(was_training)
@@ -185,7 +192,7 @@ def _logits(module: nn.Module, inputs: ForwardInputs) -> Tensor:
 def _on(device: torch.device, value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
-    if device.type == "cuda":  # from other memory it is copied while the host waits
+    if device.type == "cuda" and value.is_cpu:  # from other memory it is copied while the host waits
         value = value.pin_memory()
     return value.to(device, non_blocking=True)
 

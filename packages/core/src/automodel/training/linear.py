@@ -22,7 +22,7 @@ class OneDNNLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name)
         """The layer's output (..., out) of an input (..., in)."""
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        if torch.compiler.is_compiling():
             return super().forward(input)
         return linear(input, self.weight, self.bias)
 
@@ -42,7 +42,7 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `torch.nn.functional.linear`, and differentiable once: (..., out) of x (..., in) and weight (out, in)."""
-    if x.dim() < 2 or not _is_for_onednn(x, weight):
+    if x.dim() < 2 or torch.is_autocast_enabled("cpu") or not _is_for_onednn(x, weight):
         return F.linear(x, weight, bias)
     output: Tensor = _Linear.apply(x.flatten(0, -2), weight, bias)
     return output.view(*x.shape[:-1], len(weight))
@@ -53,7 +53,8 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     if _is_for_onednn(left, right):
         if bias is not None:
             bias = bias.contiguous()  # as which it is read, whatever its strides
-        # private (torch 2.15), as all ways to ask for oneDNN in float32 are; the compiler's own code calls it as well
+        # private (torch 2.15; test_linear.py tells if it goes), as all ways to ask for oneDNN in float32 are; the
+        # compiler's own code calls it as well
         output_NO: Tensor = torch.ops.mkldnn._linear_pointwise(left, right.T, bias, "none", [], "")
         return output_NO
     return left @ right if bias is None else torch.addmm(bias, left, right)

@@ -64,7 +64,7 @@ def _train(parts: Parts, stop: StopRequest, reports: StepReports, validated_at: 
     batches = global_batches(parts.loader, progress, parts.micro_batches_per_step, scheduler.epochs(), dp_group)
     started = Moment(parts.device)
     for micro_batches in batches:
-        data_wait_s = started.host_seconds()
+        had_data = Moment(parts.device)
         lr = parts.optimizer.param_groups[0]["lr"]
         with record_function("automodel.step"):
             result = train_step(
@@ -80,7 +80,7 @@ def _train(parts: Parts, stop: StopRequest, reports: StepReports, validated_at: 
         parts.lr_scheduler.step()
         progress.step += 1
         progress.num_label_tokens += result.num_label_tokens
-        reports.add(result, lr, started, data_wait_s)
+        reports.add(result, lr, started, had_data)
         is_last = progress.step == parts.num_steps
         saves = is_last or _due(progress.step, save_every)
         validates = parts.validation_loader and (

@@ -46,7 +46,7 @@ def adamw(
 class RoundingAdamW(torch.optim.Optimizer):
     """AdamW that computes in float32 and rounds bfloat16 parameters at random.
 
-    What is drawn depends on how many updates there were before (skipped ones count), the parameter's place among the
+    What is drawn depends on how often `step` was called before, the parameter's place among the
     others, their sizes, the kind of device and which part of the parameter a process has alone: processes that hold the
     same ones keep them equal, and a resumed run goes on exactly.
     """

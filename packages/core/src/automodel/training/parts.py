@@ -33,7 +33,8 @@ class Parts:
         processor: the tokenizer or processor, saved beside the model.
         module: the model, adapted; its names are those of checkpoints.
         forward: what is called in the forward pass: the model, or what the parallelism has wrapped it in.
-        reload: loads what `save_pretrained` has written to a directory as another module and forward of this kind.
+        reload: loads what `save_pretrained` has written to a directory as another module of this kind, with its forward
+            and document_inputs.
         fingerprint: of the pretrained weights, before adapters and training.
         micro_batches_per_step: of each process.
         samples_per_step: of all processes.
@@ -49,7 +50,7 @@ class Parts:
     processor: Any
     module: nn.Module
     forward: nn.Module
-    reload: Callable[[Path], tuple[nn.Module, nn.Module]]
+    reload: Callable[[Path], tuple[nn.Module, nn.Module, DocumentInputs | None]]
     parallelism: Parallelism
     fingerprint: str
     optimizer: torch.optim.Optimizer

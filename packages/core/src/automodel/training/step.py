@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -75,28 +76,31 @@ def train_step(
     loss = summed(own_loss_sum, cp_group, dp_group) / num_label_tokens
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     with record_function("automodel.optimizer"):
-        norm = grad_norm(parameters).to(loss.device)
-        is_finite = loss.isfinite() & norm.isfinite()
+        norm = grad_norm(parameters)
+        is_finite = loss.to(norm.device).isfinite() & norm.isfinite()
         divisor = None if options.max_grad_norm is None else clipping_divisor(norm, options.max_grad_norm)
-        if _decides_by_itself(optimizer):
+        if _decides_by_itself(optimizer, norm.device):
             update_where(is_finite, optimizer, divisor)
         elif bool(is_finite):
             if divisor is not None and divisor > 1:
                 divide_gradients(parameters, float(divisor))
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, norm, num_label_tokens, num_tokens)
+    return StepResult(loss, norm.to(loss.device), num_label_tokens, num_tokens)
 
 
-def _decides_by_itself(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether tensors can tell the optimizer what to do; torch's fused ones and ours take them.
+def _decides_by_itself(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Whether tensors on a device can tell the optimizer what to do; torch's fused ones and ours take them.
 
-    Without momentum yet, torch's SGD (2.15) that is told to do nothing takes whatever lies in memory for it.
+    The parameters must be there too: those on MPS are not where their norm is. Without momentum yet, torch's SGD that
+    is told to do nothing takes whatever lies in memory for it (2.15).
     """
-    # torch's own mark, which other optimizers are without
+    # torch's own mark (2.15; test_step.py tells if it goes), which other optimizers are without
     takes_tensors: bool = getattr(optimizer, "_step_supports_amp_scaling", False)
+    takes_scaler = "grad_scaler" in inspect.signature(optimizer.step).parameters  # what the mark meant before
     is_new_sgd = isinstance(optimizer, torch.optim.SGD) and bool(optimizer.defaults["momentum"]) and not optimizer.state
-    return takes_tensors and not is_new_sgd
+    is_there = optimizer.param_groups[0]["params"][0].device.type == device.type
+    return takes_tensors and not takes_scaler and not is_new_sgd and is_there
 
 
 def update_where(is_finite: Tensor, optimizer: torch.optim.Optimizer, divisor: Tensor | None) -> None:

@@ -24,8 +24,12 @@ class Moment:
     def __init__(self, device: torch.device) -> None:
         self._time = time.perf_counter()
         self._event = None if device.type == "cpu" else torch.Event(device, enable_timing=True)
-        if self._event is not None:
-            self._event.record()
+        if self._event is not None:  # by itself it is of the current device, whichever that is
+            self._event.record(torch.accelerator.current_stream(device))
+
+    def has_come(self) -> bool:
+        """Whether the device has come there."""
+        return self._event is None or self._event.query()
 
     def wait(self) -> None:
         """Return when the device has come there."""
@@ -37,10 +41,6 @@ class Moment:
         if self._event is None or earlier._event is None:
             return self._time - earlier._time
         return earlier._event.elapsed_time(self._event) / 1e3
-
-    def host_seconds(self) -> float:
-        """Seconds of the host since this was made."""
-        return time.perf_counter() - self._time
 
 
 class NotFiniteError(RunError):
@@ -54,8 +54,8 @@ class _Step:
     number: int
     epoch: int
     lr: float
-    data_wait_s: float
     started: Moment
+    had_data: Moment
     result: StepResult
     numbers: Tensor
     ended: Moment
@@ -74,8 +74,14 @@ class StepReports:
         self._steps: deque[_Step] = deque()
         self._consecutive_skipped = 0
 
-    def add(self, result: StepResult, lr: float, started: Moment, data_wait_s: float) -> None:
+    def add(self, result: StepResult, lr: float, started: Moment, had_data: Moment) -> None:
         """Take the step that was just begun, and tell of the one before it.
+
+        Args:
+            result: of the step.
+            lr: that it used.
+            started: when the one before was done.
+            had_data: when its micro-batches were there.
 
         Raises:
             NotFiniteError: as `tell`.
@@ -83,7 +89,7 @@ class StepReports:
         progress = self._parts.progress
         numbers = torch.stack([result.loss, result.grad_norm]).to("cpu", non_blocking=True)
         ended = Moment(self._parts.device)
-        self._steps.append(_Step(progress.step, progress.epoch, lr, data_wait_s, started, result, numbers, ended))
+        self._steps.append(_Step(progress.step, progress.epoch, lr, started, had_data, result, numbers, ended))
         self.tell(self._num_untold)
 
     def tell(self, but: int = 0) -> None:
@@ -101,8 +107,10 @@ class StepReports:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Tell of what an error has left untold."""
         if kind is not None:
-            with suppress(Exception):  # the first error is the one to tell
-                self.tell()
+            # the first error is the one to tell; and a device whose peers are gone may never end what it is at
+            with suppress(Exception):
+                while self._steps and self._steps[0].ended.has_come():
+                    self._tell(self._steps.popleft())
 
     def _tell(self, step: _Step) -> None:
         parts, options, run = self._parts, self._parts.options, self._parts.run
@@ -129,7 +137,7 @@ class StepReports:
             {"loss": loss, "grad_norm": norm, "lr": step.lr},
             step.result,
             step.ended.seconds_since(step.started),
-            step.data_wait_s,
+            step.had_data.seconds_since(step.started),
             step.epoch,
         )
         run.summary.update(metrics)
