@@ -57,7 +57,7 @@ def document_inputs(module: Any) -> DocumentInputs | None:
     """How documents that lie end to end are told to a model; None if it should not read them."""
     name = module.config._attn_implementation
     if name == NAME:
-        return partial(_told, module)
+        return partial(_told, module, _has_dropout(module))
     if name.startswith("flash_attention") and _is_plain(module):
         return lambda arguments: (arguments, None)
     return None
@@ -183,11 +183,12 @@ def _attention(
     )
 
 
-def _told(module: Any, arguments: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
+def _told(module: Any, has_dropout: bool, arguments: dict[str, Any]) -> tuple[dict[str, Any], Tensor | None]:
     """Tell each layer the documents' lengths, and let the model compute once what all begin with (`DocumentInputs`)."""
     ids_T, positions_T = arguments["input_ids"][0], arguments["position_ids"][0]
     lengths: list[int] = arguments["cu_seq_lens_q"].diff().tolist()
-    prefix = 0 if _draws(module) else _shared_prefix(ids_T, lengths)
+    is_dropped = has_dropout and module.training  # what is to differ from document to document
+    prefix = 0 if is_dropped else _shared_prefix(ids_T, lengths)
     places_T = None
     if prefix:
         starts = list(accumulate(lengths[:-1]))  # of all documents but the first
@@ -224,12 +225,10 @@ def _shared_prefix(ids_T: Tensor, lengths: list[int]) -> int:
     return prefix if prefix * (len(lengths) - 1) >= _WORTH_SHARING * len(ids_T) else 0
 
 
-def _draws(module: Any) -> bool:
-    """Whether dropout is at work, which is to differ from document to document."""
+def _has_dropout(module: Any) -> bool:
     settings = vars(module.config.get_text_config()).items()
-    return module.training and (
-        any(value for name, value in settings if "drop" in name or "jitter" in name)
-        or any(isinstance(part, nn.Dropout) and part.p for part in module.modules())
+    return any(value for name, value in settings if "drop" in name or "jitter" in name) or any(
+        isinstance(part, nn.Dropout) and part.p for part in module.modules()
     )
 
 
