@@ -104,3 +104,14 @@ def test_layers_of_other_kinds_stay_as_they_are():
     assert [type(layer) for layer in module] == [OneDNNLinear, Other]
     assert [is_plain_linear(layer) for layer in module] == [True, False]
     torch.testing.assert_close(module[0](torch.eye(4)), F.linear(torch.eye(4), module[0].weight, module[0].bias))
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "is_zen_5"),
+    [("AuthenticAMD", 26, True), ("AuthenticAMD", 25, False), ("GenuineIntel", 26, False)],
+)
+def test_a_processor_is_told_by_its_vendor_and_family(tmp_path, vendor, family, is_zen_5):
+    cpuinfo = tmp_path / "cpuinfo"
+    assert not linear._is_zen_5(cpuinfo)
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: 2\n")
+    assert linear._is_zen_5(cpuinfo) == is_zen_5
