@@ -166,12 +166,14 @@ def test_validated_and_asynchronous_saves_write_the_same_and_change_nothing_in_t
 )
 def test_two_processes_save_validated_and_asynchronously_what_they_save_otherwise(automodel, recipe, tmp_path, layout):
     two = ("--nproc-per-node", 2, *layout, "step_scheduler.max_steps=4", EVERY_2[1])
-    for extra in (("checkpoint.checkpoint_dir=plain",), (VALIDATED, ASYNC)):
-        _, stderr = (process := automodel.start("train", "-c", recipe, *two, *extra)).communicate(timeout=300)
+    for directory_of_run, extra in (("plain", ()), ("validated", (VALIDATED,)), ("both", (VALIDATED, ASYNC))):
+        words = (*two, *extra, f"checkpoint.checkpoint_dir={directory_of_run}")
+        _, stderr = (process := automodel.start("train", "-c", recipe, *words)).communicate(timeout=300)
         assert process.returncode == 0, stderr
         assert "warning: the checkpoint" not in stderr
-    assert steps(tmp_path / "run") == [2, 4]
-    same_tensors(tensors(tmp_path / "run"), tensors(tmp_path / "plain"))
+        assert steps(tmp_path / directory_of_run) == [2, 4]
+        # also of step 4: after step 2 another model was laid out, and gradients are still averaged once a step
+        same_tensors(tensors(tmp_path / directory_of_run), tensors(tmp_path / "plain"))
 
 
 def test_a_kill_while_files_are_written_beside_the_run_leaves_the_checkpoint_before(automodel, recipe, tmp_path):

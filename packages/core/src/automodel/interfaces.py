@@ -194,6 +194,8 @@ class Parallelism(Protocol):
 
         Gradients are averaged over `dp_group` and `cp_group`; core multiplies the loss by their sizes.
 
+        It keeps no reference to a module: one that was loaded to be verified would stay in memory.
+
         Raises:
             InputError: the model cannot be laid out so.
         """
@@ -204,8 +206,14 @@ class Parallelism(Protocol):
     def local_part(self, inputs: Batch, targets_BL: Tensor) -> tuple[Batch, Tensor]:
         """This process's positions of a micro-batch's model inputs and shifted labels: all, without `cp_group`."""
 
-    def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
-        """The context of the forward and backward of one micro-batch. Only the last of a step averages gradients."""
+    def micro_batch(self, module: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+        """The context of the forward and backward of one micro-batch. Only the last of a step averages gradients.
+
+        Args:
+            module: what `parallelize` returned. It may have laid out others since, which are only evaluated: a
+                checkpoint is loaded as a second model, to be verified.
+            is_last: of the step.
+        """
 
 
 class Launcher(Protocol):

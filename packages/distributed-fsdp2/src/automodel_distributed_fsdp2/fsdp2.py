@@ -79,7 +79,6 @@ class FSDP2Manager:
         self.cp_group: dist.ProcessGroup | None = None
         self.splits_positions = False
         self._mesh: Mesh | None = None
-        self._module: FSDPModule | None = None
         self._activation_checkpointing = activation_checkpointing
         self._forward_prefetch, self._sequence_parallel = forward_prefetch, sequence_parallel
         self._defer_gradients = defer_fsdp_grad_sync
@@ -140,7 +139,7 @@ class FSDP2Manager:
         for layer in layers:
             fully_shard(layer, **self._sharding)
         # the backward pass begins with what the forward pass ended with: freeing it would only fetch it again
-        self._module = fully_shard(module, **{**self._sharding, "reshard_after_forward": False})
+        fully_shard(module, **{**self._sharding, "reshard_after_forward": False})
         module.register_forward_hook(_parts_again)
         if self._forward_prefetch:
             for layer, following in pairwise(layers):
@@ -164,10 +163,10 @@ class FSDP2Manager:
             return context_parallel.padded(inputs, targets_BL, self._mesh.tp.size())
         return inputs, targets_BL
 
-    def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
+    def micro_batch(self, module: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
         """Average gradients in the last backward pass of a step only, unless that is not to be deferred."""
-        if self._module is not None:
-            self._module.set_requires_gradient_sync(is_last or not self._defer_gradients)
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(is_last or not self._defer_gradients)
         return nullcontext()
 
 

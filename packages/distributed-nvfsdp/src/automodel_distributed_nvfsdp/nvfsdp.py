@@ -95,7 +95,6 @@ class NVFSDPManager:
         self.splits_positions = False
         self.shards_parameters = False  # not while the model is loaded: see init_nvfsdp_with_meta_device
         self.parameter_device = device
-        self._model: Any = None  # a MegatronFSDP
         self._unit_modules = nvfsdp_unit_modules
         self._reduce_in_fp32, self._preserve_fp32 = grad_reduce_in_fp32, preserve_fp32_weights
         for name, size in (("tp_size", tp_size), ("cp_size", cp_size)):
@@ -178,19 +177,17 @@ class NVFSDPManager:
             return module
         units = _units(module, self._unit_modules)
         policy = self._precision(module)
-        self._model = fully_shard_model(
-            module, fsdp_unit_modules=units, mixed_precision_policy=policy, **self._sharding
-        )
-        self._model.model_auto_sync = True
-        self._model.register_forward_hook(_parts_again)
+        model: Any = fully_shard_model(module, fsdp_unit_modules=units, mixed_precision_policy=policy, **self._sharding)
+        model.model_auto_sync = True
+        model.register_forward_hook(_parts_again)
         for parameter in module.parameters():
             # for checkpoints: parts are whole rows, but not as many on each process as torch would give it
             update_uneven_dtensor_chunk_metadata(parameter)
-        return self._model
+        return model
 
     def shard_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The same, made to tell the model of its steps."""
-        if self._model is None:
+        if self.dp_group is None:
             return optimizer
         # megatron-fsdp 0.6.1 makes a step on gradients of zero to create the state
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -206,11 +203,11 @@ class NVFSDPManager:
         """All positions."""
         return inputs, targets_BL
 
-    def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
+    def micro_batch(self, module: Any, *, is_last: bool) -> AbstractContextManager[None]:
         """Finish the averaging of gradients in the last backward pass of a step only."""
-        if self._model is not None:
+        if self.dp_group is not None:
             # not set_model_auto_sync(): it logs a warning every time, to zero the gradients after a step, as core does
-            self._model.model_auto_sync = is_last
+            module.model_auto_sync = is_last
         return nullcontext()
 
     def _precision(self, module: nn.Module) -> MixedPrecisionPolicy:

@@ -98,9 +98,14 @@ def write(snapshot: Snapshot, target: Path, parts: Parts, group: dist.ProcessGro
 def _copy(tensor: Tensor, copies: dict[int, Tensor]) -> Tensor:
     address = _address(tensor)
     known = copies.get(address) if address else None
-    if known is None or known.shape != tensor.shape or known.dtype != tensor.dtype:
+    if known is None or _kind(known) != _kind(tensor):
         known = copies[address] = tensor.detach().to("cpu", copy=True)
     return known
+
+
+def _kind(tensor: Tensor) -> tuple[object, ...]:
+    # the whole of a replicated DTensor lies where its part does, but is no DTensor, which safetensors would not write
+    return tensor.shape, tensor.dtype, isinstance(tensor, DTensor)
 
 
 def _address(tensor: Tensor) -> int:

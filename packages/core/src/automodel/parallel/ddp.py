@@ -34,13 +34,12 @@ class DataParallel:
         self.shards_parameters = False
         self.parameter_device = device
         self._device, self._bucket_cap_mb, self._find_unused = device, bucket_cap_mb, find_unused_parameters
-        self._wrapped: DistributedDataParallel | None = None
 
     def parallelize(self, module: nn.Module) -> nn.Module:
         """Wrap the model; parameters are those of the first process from now on."""
         if self.dp_group is None:
             return module
-        self._wrapped = _DistributedDataParallel(
+        return _DistributedDataParallel(
             module,
             device_ids=[self._device] if self._device.type == "cuda" else None,
             bucket_cap_mb=self._bucket_cap_mb,
@@ -48,7 +47,6 @@ class DataParallel:
             forward_sync_buffers=False,
             gradient_as_bucket_view=True,
         )
-        return self._wrapped
 
     def shard_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The same: every process steps the whole model."""
@@ -58,9 +56,9 @@ class DataParallel:
         """All positions."""
         return inputs, targets_BL
 
-    def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
+    def micro_batch(self, module: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
         """Average gradients in the last backward pass of a step only."""
-        return self._wrapped.no_sync() if self._wrapped is not None and not is_last else nullcontext()
+        return module.no_sync() if isinstance(module, DistributedDataParallel) and not is_last else nullcontext()
 
 
 class _DistributedDataParallel(DistributedDataParallel):

@@ -65,7 +65,7 @@ def train_step(
     num_averaged = group_size(dp_group) * group_size(cp_group)  # gradients are averaged, and their sum is wanted
     for number, batch in enumerate(micro_batches, start=1):
         inputs = forward_inputs(batch, device, parallelism, document_inputs)
-        with parallelism.micro_batch(is_last=number == len(micro_batches)):
+        with parallelism.micro_batch(module, is_last=number == len(micro_batches)):
             with autocast, record_function("automodel.forward"):
                 loss = label_loss(module, inputs, loss_fn).loss_sum
             with record_function("automodel.backward"):
