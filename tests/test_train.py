@@ -5,8 +5,10 @@ import sys
 
 import automodel as package
 import pytest
+from automodel import hookimpl, plugins
 from automodel.checkpoint import manifest
 from automodel.training.linear import onednn_is_faster
+from automodel_huggingface import attention
 from support import metrics
 
 
@@ -200,6 +202,27 @@ def test_a_logger_that_fails_to_start_ends_the_run_with_its_own_message(automode
     done = automodel("train", "-c", recipe, "wandb.project=x", "--strict", expect=2)
     assert "wandb" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_plugin_may_change_the_model_before_it_is_looked_at_for_documents(automodel, recipe, monkeypatch):
+    order = []
+
+    class Plugin:
+        @hookimpl
+        def model_built(self, module):
+            order.append("built")
+            module.config.attention_dropout = 0.5
+
+    own = attention._has_dropout
+    monkeypatch.setattr(attention, "_has_dropout", lambda module: order.append(own(module)) or order[-1])
+    manager = plugins.installed().manager
+    plugin = Plugin()
+    manager.register(plugin)
+    try:
+        automodel("train", "-c", recipe)
+    finally:
+        manager.unregister(plugin)
+    assert order == ["built", True]
 
 
 def test_a_parallelism_provider_lays_out_the_model(automodel, recipe, tmp_path, monkeypatch):

@@ -5,9 +5,12 @@ import copy
 import pytest
 import torch
 from automodel.training import linear
+from automodel.training.activation_checkpointing import checkpoint_activations
 from automodel.training.linear import OneDNNLinear, is_plain_linear, product, use_onednn
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 
@@ -49,6 +52,47 @@ def test_outputs_and_gradients_are_as_exact_as_torchs(onednn, shape, bias):
     for wanted, one, other in zip(*seen, strict=True):
         assert one.shape == other.shape
         assert relative_error(one, wanted) < 3 * relative_error(other, wanted) + 1e-7
+
+
+class Checkpointed(nn.Module):
+    """A layer and a function of its output, as transformers' models checkpoint theirs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 48)
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs):
+        self.options = activation_checkpointing_kwargs
+
+    def forward(self, x):
+        return checkpoint(lambda x: self.layer(x).tanh(), x, **self.options)
+
+
+class Products(TorchDispatchMode):
+    """Counts how often oneDNN multiplies."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += func is linear.ONEDNN_PRODUCT.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("mode", "number"), [("full", 4), ("selective", 3)])
+def test_selective_activation_checkpointing_keeps_products(mode, number):
+    torch.manual_seed(0)
+    module = Checkpointed()
+    use_onednn(module)
+    plain = copy.deepcopy(module.layer)
+    checkpoint_activations(module, mode)
+    x = torch.randn(5, 64, requires_grad=True)
+    with Products() as products:
+        module(x).sum().backward()
+    assert products.number == number
+    twin = x.detach().requires_grad_()
+    plain(twin).tanh().sum().backward()
+    assert torch.equal(x.grad, twin.grad)
+    assert torch.equal(module.layer.weight.grad, plain.weight.grad)
 
 
 def test_matrices_may_lie_in_any_way(onednn):

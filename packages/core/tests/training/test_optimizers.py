@@ -1,11 +1,18 @@
-"""AdamW of parameters in bfloat16."""
+"""AdamW of parameters in bfloat16, and optimizers that are told by tensors what to do."""
 
 import copy
 
 import pytest
 import torch
 import torch.distributed as dist
-from automodel.training.optimizers import RoundingAdamW, adamw, stochastically_rounded
+from automodel.parallel.gradients import clipping_divisor, divide_gradients, grad_norm
+from automodel.training.optimizers import (
+    RoundingAdamW,
+    adamw,
+    stochastically_rounded,
+    takes_decisions,
+    update_where,
+)
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -13,6 +20,7 @@ from torch.testing._internal.distributed.fake_pg import (
     FakeStore,
 )  # one process stands for each in turn: nothing is sent
 
+CPU = torch.device("cpu")
 SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
 
 
@@ -141,3 +149,56 @@ def test_replicas_stay_equal_and_a_resumed_one_goes_on_exactly():
             parameter.grad = grad.clone()
             optimizer.step()
     assert torch.equal(*parameters)
+
+
+@pytest.mark.parametrize("value", [1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rounding"])
+def test_an_update_that_tensors_decide_is_that_of_the_host(optimizer, value):
+    make, dtype = {
+        "adamw": (lambda parameters: torch.optim.AdamW(parameters, lr=0.1, fused=True), torch.float32),
+        "sgd": (lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, fused=True), torch.float32),
+        "rounding": (lambda parameters: adamw(parameters, lr=0.1), torch.bfloat16),
+    }[optimizer]
+    torch.manual_seed(0)
+    ones = [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in ((300,), (4, 5))]
+    others = copy.deepcopy(ones)
+    one, other = make(ones), make(others)
+    for factor in (1.0, value, 1.0):
+        for parameter, twin in zip(ones, others, strict=True):
+            parameter.grad = torch.randn_like(parameter) * factor
+            twin.grad = parameter.grad.clone()
+        norm = grad_norm(ones)
+        divisor = clipping_divisor(norm, 0.5)
+        assert takes_decisions(one, CPU) == (optimizer != "sgd" or bool(one.state))
+        update_where(norm.isfinite(), one, divisor)
+        if norm.isfinite():
+            assert divisor > 1, "nothing was clipped"
+            divide_gradients(others, float(divisor))
+            other.step()
+    # what the host divides in bfloat16 is rounded: 1% of an update of 0.1; and the skipped step has drawn
+    of_state, of_parameters = ((0, 2**-7), (2**-6, 1e-3)) if optimizer == "rounding" else ((1e-5, 1e-7), (1e-5, 1e-7))
+    for parameter, twin in zip(ones, others, strict=True):
+        for name, wanted in other.state[twin].items():
+            atol = of_state[1] * float(wanted.abs().max())
+            torch.testing.assert_close(one.state[parameter][name], wanted, rtol=of_state[0], atol=atol)
+        torch.testing.assert_close(parameter, twin, rtol=of_parameters[0], atol=of_parameters[1])
+
+
+def test_only_torchs_own_and_our_optimizers_are_told_by_tensors():
+    class Careful(torch.optim.AdamW):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.data += parameter.grad  # which may be not finite, and is not clipped
+            return super().step(closure)
+
+    class Renamed(torch.optim.AdamW):
+        pass
+
+    parameters = [torch.nn.Parameter(torch.ones(3))]
+    assert takes_decisions(torch.optim.AdamW(parameters, fused=True), CPU)
+    assert takes_decisions(Renamed(parameters, fused=True), CPU)
+    assert takes_decisions(adamw([torch.nn.Parameter(torch.ones(3).bfloat16())]), CPU)
+    assert not takes_decisions(Careful(parameters, fused=True), CPU)
+    assert not takes_decisions(torch.optim.AdamW(parameters, fused=False), CPU)
+    assert not takes_decisions(torch.optim.AdamW(parameters, fused=True), torch.device("meta"))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from automodel import InputError
 from automodel.parallel.ddp import DataParallel
 from automodel.training import output_layer
 from automodel.training.collate import pad
@@ -68,6 +69,21 @@ def test_loss_and_gradients_are_those_of_all_logits(model, loss_fn, scale, with_
         for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad)
     assert output_layer._hands_on[model.head] == (scale is None)
+
+
+class Deaf(WithLayer):
+    """A model that takes `logits_to_keep` and gives all logits."""
+
+    def forward(self, logits_to_keep=None, **inputs):
+        return super().forward(**inputs)
+
+
+@pytest.mark.parametrize("scale", [None, 3.0])
+def test_logits_of_other_positions_than_those_asked_for_are_an_error(scale):
+    module = Deaf()
+    module.scale = scale
+    with pytest.raises(InputError, match=r"positions where the \d+ of its argument logits_to_keep"):
+        label_loss(module, INPUTS, cross_entropy())
 
 
 def test_only_a_part_of_the_logits_exists_at_a_time(model):

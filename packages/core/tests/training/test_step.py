@@ -5,13 +5,11 @@ import pytest
 import torch
 from automodel import InputError
 from automodel.parallel.ddp import DataParallel
-from automodel.parallel.gradients import clipping_divisor, divide_gradients, grad_norm
 from automodel.training.collate import pad
 from automodel.training.label_tokens import forward_inputs, keeps_documents_apart, label_logits
 from automodel.training.loss import cross_entropy
-from automodel.training.optimizers import adamw
 from automodel.training.options import TrainingOptions
-from automodel.training.step import _decides_by_itself, train_step, update_where
+from automodel.training.step import train_step
 from tiny import AllLogitsLM, TinyLM, rows
 from torch.nn import functional as F
 
@@ -100,50 +98,6 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(value):
     assert all(parameter.grad is None for parameter in module.parameters())
     for name, tensor in module.state_dict().items():
         torch.testing.assert_close(tensor, before[name], equal_nan=True, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("value", [1.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rounding"])
-def test_an_update_that_tensors_decide_is_that_of_the_host(optimizer, value):
-    make, dtype = {
-        "adamw": (lambda parameters: torch.optim.AdamW(parameters, lr=0.1, fused=True), torch.float32),
-        "sgd": (lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, fused=True), torch.float32),
-        "rounding": (lambda parameters: adamw(parameters, lr=0.1), torch.bfloat16),
-    }[optimizer]
-    torch.manual_seed(0)
-    ones = [torch.nn.Parameter(torch.randn(shape).to(dtype)) for shape in ((300,), (4, 5))]
-    others = copy.deepcopy(ones)
-    one, other = make(ones), make(others)
-    for factor in (1.0, value, 1.0):
-        for parameter, twin in zip(ones, others, strict=True):
-            parameter.grad = torch.randn_like(parameter) * factor
-            twin.grad = parameter.grad.clone()
-        norm = grad_norm(ones)
-        divisor = clipping_divisor(norm, 0.5)
-        assert _decides_by_itself(one, CPU) == (optimizer != "sgd" or bool(one.state))
-        update_where(norm.isfinite(), one, divisor)
-        if norm.isfinite():
-            assert divisor > 1, "nothing was clipped"
-            divide_gradients(others, float(divisor))
-            other.step()
-    # what the host divides in bfloat16 is rounded: 1% of an update of 0.1; and the skipped step has drawn
-    of_state, of_parameters = ((0, 2**-7), (2**-6, 1e-3)) if optimizer == "rounding" else ((1e-5, 1e-7), (1e-5, 1e-7))
-    for parameter, twin in zip(ones, others, strict=True):
-        for name, wanted in other.state[twin].items():
-            atol = of_state[1] * float(wanted.abs().max())
-            torch.testing.assert_close(one.state[parameter][name], wanted, rtol=of_state[0], atol=atol)
-        torch.testing.assert_close(parameter, twin, rtol=of_parameters[0], atol=of_parameters[1])
-
-
-def test_an_optimizer_that_would_be_given_a_grad_scaler_is_told_by_the_host():
-    class Older(torch.optim.AdamW):
-        def step(self, closure=None, *, grad_scaler=None):
-            return super().step(closure)
-
-    parameter = torch.nn.Parameter(torch.ones(3))
-    assert _decides_by_itself(torch.optim.AdamW([parameter], fused=True), CPU)
-    assert not _decides_by_itself(Older([parameter], fused=True), CPU)
-    assert not _decides_by_itself(torch.optim.AdamW([parameter], fused=True), torch.device("meta"))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

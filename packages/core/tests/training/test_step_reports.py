@@ -7,6 +7,7 @@ import pytest
 from automodel.errors import RunError, StoppedError
 from automodel.training.dataloader import DataLoader
 from automodel.training.loop import fit
+from automodel.training.step_reports import Moment
 from automodel.training.step_scheduler import StepScheduler
 from tiny import rows
 from tiny_run import PROCESSOR, parts
@@ -83,6 +84,19 @@ def test_a_step_that_is_not_finite_stops_the_run_where_the_recipe_says_so(tmp_pa
     with pytest.raises(RunError, match=r"in step 3.*on_nonfinite"):
         fit(run, ahead=ahead)
     assert [step for step, *_ in run.hooks.losses] == [1, 2]
+
+
+def test_a_run_that_fails_waits_for_what_a_device_is_still_at(tmp_path, monkeypatch):
+    def fail(step):
+        if step == 4:
+            raise OSError("the data are gone")
+
+    monkeypatch.setattr(Moment, "has_come", lambda self: False)  # as of a step that was only just begun
+    run = parts(tmp_path, max_steps=9)
+    Watched(run, fail)
+    with pytest.raises(OSError, match="gone"):
+        fit(run, ahead=True)
+    assert [step for step, *_ in run.hooks.losses] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("ahead", [False, True])

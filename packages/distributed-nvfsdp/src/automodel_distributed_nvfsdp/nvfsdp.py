@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
-    from megatron_fsdp import MixedPrecisionPolicy, fully_shard_model, fully_shard_optimizer
+    from megatron_fsdp import MegatronFSDP, MixedPrecisionPolicy, fully_shard_model, fully_shard_optimizer
     from megatron_fsdp.uneven_dtensor import update_uneven_dtensor_chunk_metadata
 
 
@@ -203,9 +203,9 @@ class NVFSDPManager:
         """All positions."""
         return inputs, targets_BL
 
-    def micro_batch(self, module: Any, *, is_last: bool) -> AbstractContextManager[None]:
+    def micro_batch(self, module: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
         """Finish the averaging of gradients in the last backward pass of a step only."""
-        if self.dp_group is not None:
+        if isinstance(module, MegatronFSDP):
             # not set_model_auto_sync(): it logs a warning every time, to zero the gradients after a step, as core does
             module.model_auto_sync = is_last
         return nullcontext()

@@ -59,8 +59,8 @@ class LoRA:
             `orthogonal` (as in peft), where neither is zero but their product is; r must be even for it.
         lora_A_init: NeMo's choice of A's start; `kaiming` is the same as `init: default`.
         lora_dtype: data type of the adapters: float32, bfloat16, float16, in which they are also computed. Null keeps
-            float32 weights, and computes linear layers' in bfloat16 where the base does (under compile, tensor
-            parallelism and DoRA in float32).
+            float32 weights, and computes in bfloat16 where the base does; in float32 where peft's own layers compute
+            (DoRA, quantised bases, tensor parallelism, compiled layers).
         dropout_position: `pre`: dropout acts on an adapter's input, as in peft. NeMo's `post` is accepted with a note.
         use_triton: accepted for NeMo's recipes, with a note: adapters are computed by PyTorch.
 

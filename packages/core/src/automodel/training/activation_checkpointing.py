@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from automodel.errors import InputError
+from automodel.training.linear import ONEDNN_PRODUCT
 
 _aten = torch.ops.aten
 _KEPT = {
@@ -20,7 +21,7 @@ _KEPT = {
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_cudnn_attention.default,
-    *([torch.ops.mkldnn._linear_pointwise.default] if hasattr(torch.ops.mkldnn, "_linear_pointwise") else []),
+    *(() if ONEDNN_PRODUCT is None else (ONEDNN_PRODUCT.default,)),
 }
 """What `selective` keeps: matrix products and attention, which take nearly all of the time."""
 

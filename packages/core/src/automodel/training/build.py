@@ -127,7 +127,6 @@ def build_parts(
     if not trainable:
         raise InputError("no parameter of the model is trainable; check the sections model and peft")
     # DTensors count as the whole parameters that they are parts of
-    document_inputs = _document_inputs(options, data, module, forward, device)
     if device.type == "cpu" and _computes_in_bfloat16(module, options) and not _processor_has_bfloat16():
         notice(
             "this processor has no instructions for bfloat16 and takes hundreds of times longer in it: "
@@ -136,6 +135,7 @@ def build_parts(
     run.num_parameters = sum(parameter.numel() for parameter in module.parameters())
     run.num_trainable_parameters = sum(parameter.numel() for parameter in trainable)
     manager.hook.model_built(module=module, run=run)
+    document_inputs = _document_inputs(options, data, module, forward, device)
     optimizer = data.parallelism.shard_optimizer(build_optimizer(recipe, trainable))
     # from here on processes with different samples draw differently (dropout)
     cp_group = data.parallelism.cp_group

@@ -38,7 +38,16 @@ class ForwardInputs:
     labelled: Tensor | None
 
     def picked(self, values_BK: Tensor) -> Tensor:
-        """Of values (B, K, ...) those (N, ...) of the label tokens."""
+        """Of values (B, K, ...) those (N, ...) of the label tokens.
+
+        Raises:
+            InputError: the model gave values of other positions than the K that it was asked for.
+        """
+        if values_BK.shape[1] != len(self.columns):
+            raise InputError(
+                f"the model gave values of {values_BK.shape[1]} positions where the {len(self.columns)} of its argument"
+                " logits_to_keep were asked for; a model without that argument is asked for all"
+            )
         values = values_BK.flatten(0, 1)
         return values if self.labelled is None else values.index_select(0, self.labelled)
 

@@ -17,6 +17,11 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
+# private (torch 2.15; test_linear.py tells if it goes), as all ways to ask for oneDNN in float32 are; the compiler's
+# own code calls it as well. It is not there if PyTorch was built without
+ONEDNN_PRODUCT: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+"""The operator of `product`; None if there is none."""
+
 
 class OneDNNLinear(nn.Linear):
     """torch's linear layer, whose products in float32 on a CPU are oneDNN's."""
@@ -54,9 +59,7 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     if _is_for_onednn(left, right):
         if bias is not None:
             bias = bias.contiguous()  # as which it is read, whatever its strides
-        # private (torch 2.15; test_linear.py tells if it goes), as all ways to ask for oneDNN in float32 are; the
-        # compiler's own code calls it as well
-        output_NO: Tensor = torch.ops.mkldnn._linear_pointwise(left, right.T, bias, "none", [], "")
+        output_NO: Tensor = ONEDNN_PRODUCT(left, right.T, bias, "none", [], "")
         return output_NO
     return left @ right if bias is None else torch.addmm(bias, left, right)
 
@@ -72,7 +75,7 @@ def onednn_is_faster() -> bool:
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and _is_zen_5(Path("/proc/cpuinfo"))
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and ONEDNN_PRODUCT is not None
     )
 
 

@@ -135,6 +135,35 @@ def stochastically_rounded(values: Tensor, words: Tensor) -> Tensor:
     return noise.add_(values.view(torch.int32)).bitwise_and_(-0x10000).view(torch.float32).to(torch.bfloat16)
 
 
+def takes_decisions(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Whether tensors on a device can tell the optimizer what to do, by `update_where`: torch's fused ones and ours.
+
+    Others would say so too if they are made of torch's, but may do more in their `step`. The parameters must be on that
+    device: those on MPS are not where their norm is. Without momentum yet, torch's SGD that is told to do nothing takes
+    whatever lies in memory for it (2.15).
+    """
+    is_known = type(optimizer).step.__module__.startswith(("torch.optim.", __name__))
+    # torch's own mark (2.15; test_optimizers.py tells if it goes), which other optimizers are without
+    takes_tensors: bool = getattr(optimizer, "_step_supports_amp_scaling", False)
+    is_new_sgd = isinstance(optimizer, torch.optim.SGD) and bool(optimizer.defaults["momentum"]) and not optimizer.state
+    is_there = optimizer.param_groups[0]["params"][0].device.type == device.type
+    return is_known and takes_tensors and not is_new_sgd and is_there
+
+
+def update_where(is_finite: Tensor, optimizer: torch.optim.Optimizer, divisor: Tensor | None) -> None:
+    """Let the optimizer divide its gradients and update, or do nothing, without reading the tensors that say so.
+
+    It is how torch's `GradScaler` tells optimizers that have `_step_supports_amp_scaling`.
+    """
+    told: Any = optimizer
+    told.found_inf = (~is_finite).float()
+    told.grad_scale = None if divisor is None else divisor.float()
+    try:
+        optimizer.step()
+    finally:
+        del told.found_inf, told.grad_scale
+
+
 class _Words:
     """Random int32 of a step, drawn once for each device: drawing is slow on a CPU.
 

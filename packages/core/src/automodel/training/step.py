@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +16,7 @@ from automodel.parallel.gradients import clipping_divisor, divide_gradients, gra
 from automodel.parallel.groups import group_size, summed
 from automodel.training.collate import IGNORED_LABEL
 from automodel.training.label_tokens import forward_inputs, label_loss, shifted_targets
+from automodel.training.optimizers import takes_decisions, update_where
 from automodel.training.options import TrainingOptions
 
 
@@ -79,7 +78,7 @@ def train_step(
         norm = grad_norm(parameters)
         is_finite = loss.to(norm.device).isfinite() & norm.isfinite()
         divisor = None if options.max_grad_norm is None else clipping_divisor(norm, options.max_grad_norm)
-        if _decides_by_itself(optimizer, norm.device):
+        if takes_decisions(optimizer, norm.device):
             update_where(is_finite, optimizer, divisor)
         elif bool(is_finite):
             if divisor is not None and divisor > 1:
@@ -87,31 +86,3 @@ def train_step(
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return StepResult(loss, norm.to(loss.device), num_label_tokens, num_tokens)
-
-
-def _decides_by_itself(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
-    """Whether tensors on a device can tell the optimizer what to do; torch's fused ones and ours take them.
-
-    The parameters must be there too: those on MPS are not where their norm is. Without momentum yet, torch's SGD that
-    is told to do nothing takes whatever lies in memory for it (2.15).
-    """
-    # torch's own mark (2.15; test_step.py tells if it goes), which other optimizers are without
-    takes_tensors: bool = getattr(optimizer, "_step_supports_amp_scaling", False)
-    takes_scaler = "grad_scaler" in inspect.signature(optimizer.step).parameters  # what the mark meant before
-    is_new_sgd = isinstance(optimizer, torch.optim.SGD) and bool(optimizer.defaults["momentum"]) and not optimizer.state
-    is_there = optimizer.param_groups[0]["params"][0].device.type == device.type
-    return takes_tensors and not takes_scaler and not is_new_sgd and is_there
-
-
-def update_where(is_finite: Tensor, optimizer: torch.optim.Optimizer, divisor: Tensor | None) -> None:
-    """Let the optimizer divide its gradients and update, or do nothing, without reading the tensors that say so.
-
-    It is how torch's `GradScaler` tells optimizers that have `_step_supports_amp_scaling`.
-    """
-    told: Any = optimizer
-    told.found_inf = (~is_finite).float()
-    told.grad_scale = None if divisor is None else divisor.float()
-    try:
-        optimizer.step()
-    finally:
-        del told.found_inf, told.grad_scale

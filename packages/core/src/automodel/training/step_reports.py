@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from automodel.errors import RunError
@@ -109,7 +110,7 @@ class StepReports:
         if kind is not None:
             # the first error is the one to tell; and a device whose peers are gone may never end what it is at
             with suppress(Exception):
-                while self._steps and self._steps[0].ended.has_come():
+                while self._steps and (not dist.is_initialized() or self._steps[0].ended.has_come()):
                     self._tell(self._steps.popleft())
 
     def _tell(self, step: _Step) -> None:
