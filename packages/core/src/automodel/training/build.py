@@ -126,12 +126,12 @@ def build_parts(
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not trainable:
         raise InputError("no parameter of the model is trainable; check the sections model and peft")
-    # DTensors count as the whole parameters that they are parts of
     if device.type == "cpu" and _computes_in_bfloat16(module, options) and not _processor_has_bfloat16():
         notice(
             "this processor has no instructions for bfloat16 and takes hundreds of times longer in it: "
             "use float32 (model.torch_dtype, and no training.mixed_precision)"
         )
+    # DTensors count as the whole parameters that they are parts of
     run.num_parameters = sum(parameter.numel() for parameter in module.parameters())
     run.num_trainable_parameters = sum(parameter.numel() for parameter in trainable)
     manager.hook.model_built(module=module, run=run)
