@@ -50,6 +50,18 @@ MISTAKES = {
     ),
     "code of a colleague": (edit("  lr: 1e-2", "  _target_: os.system"), ["os.system", "--allow-target"]),
     "value out of range": (edit("lr: 1e-2", "lr: -1"), ["recipe.yaml:", "optimizer", "-1"]),
+    "value that a provider refuses": (
+        edit("batch_size: 4", "batch_size: 0"),
+        ["recipe.yaml:19:15: dataloader.batch_size must be at least 1"],
+    ),
+    "value of the command line that a provider refuses": (
+        arguments("model.torch_dtype=bf17"),
+        ["command line: model.torch_dtype: 'bf17' is no data type", "did you mean `bf16`?"],
+    ),
+    "value that does not fit the data": (
+        arguments("checkpoint.metric_for_best_model=val_loss"),
+        ["command line: checkpoint.metric_for_best_model: val_loss needs a section validation_dataset"],
+    ),
     "missing recipe": (arguments("-c", "nowhere.yaml"), ["nowhere.yaml"]),
     "override of a typo": (arguments("--optimizer.lrr", "1"), ["command line", "did you mean `lr`?"]),
     "missing data file": (edit("train.jsonl", "trian.jsonl"), ["trian.jsonl", "recipe.yaml:"]),
@@ -65,7 +77,10 @@ MISTAKES = {
         edit(TINY_MODEL, "model:\n  _target_: causal-lm\n  pretrained_model_name_or_path: ./no/such/model\n"),
         ["no/such/model", "recipe.yaml:"],
     ),
-    "LoRA target that matches nothing": (edit("dataset:\n", LORA + "dataset:\n"), ["no_such_proj", "q_proj"]),
+    "LoRA target that matches nothing": (
+        edit("dataset:\n", LORA + "dataset:\n"),
+        ["recipe.yaml:15:40: peft.target_modules: `no_such_proj` matches no linear module", "q_proj"],
+    ),
     "checkpoint directory not writable": (
         lambda recipe, data: ("--checkpoint.checkpoint_dir", str(data / "train.jsonl" / "run")),
         ["checkpoint.checkpoint_dir", "cannot write"],

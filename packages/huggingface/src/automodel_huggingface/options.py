@@ -38,7 +38,8 @@ def dtype_name(torch_dtype: str, dtype: str | None, default: str = "auto") -> st
     wanted = str(dtype if dtype is not None else torch_dtype)
     name = wanted.removeprefix("torch.").lower()
     if name not in DTYPES:
-        raise InputError(f"{wanted!r} is no data type for a model{did_you_mean(name, DTYPES)}")
+        spelling = "torch_dtype" if dtype is None else "dtype"
+        raise InputError(f"{spelling}: {wanted!r} is no data type for a model{did_you_mean(name, DTYPES)}")
     return DTYPES[name]
 
 

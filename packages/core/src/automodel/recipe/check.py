@@ -111,7 +111,10 @@ class Checker:
             names = ", ".join(f"`{name}`" for name in missing)
             self.problems.add(place, path, f"`{name}` needs {names}{self._docs(resolved, missing)}")
         position = node.place if not node.place.line else node.key or node.place
-        return Target(path, str(name), resolved.location, resolved.kind, kwargs, str(position), resolved.plugin)
+        positions = {key: str(child.place) for key, child in written.items()}
+        return Target(
+            path, str(name), resolved.location, resolved.kind, kwargs, str(position), positions, resolved.plugin
+        )
 
     def _docs(self, resolved: Resolved, missing: list[str]) -> str:
         doc = resolved.signature.parameters[missing[0]].doc if len(missing) == 1 else ""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +14,8 @@ from automodel.recipe.signature import parameter_name, read_signature
 from automodel.recipe.source import Path_, dotted
 
 POSITION = re.compile(r"(?:\S.*?:\d+:\d+|command line): ")
+
+FIRST_WORD = re.compile(r"\w+")
 
 
 @dataclass
@@ -25,6 +29,7 @@ class Target:
         kind: of the provider, if it is one.
         kwargs: the arguments, converted; may hold Targets nested in dicts and lists.
         position: `file:line:column`, `command line`, or empty if the section is not in the recipe.
+        positions: the same of the arguments that the recipe gives.
         plugin: that brings it, None for a dotted path.
     """
 
@@ -34,6 +39,7 @@ class Target:
     kind: str | None
     kwargs: dict[str, Any] = field(default_factory=dict)
     position: str = ""
+    positions: dict[str, str] = field(default_factory=dict)
     plugin: str | None = None
 
     def accepts(self, parameter: str) -> bool:
@@ -51,12 +57,22 @@ class Target:
         made = self.load()
         kwargs = {name: _built(value, injected) for name, value in self.kwargs.items()}
         given = {name: value for name, value in injected.items() if name not in kwargs and self.accepts(name)}
-        try:
+        with self.placing_errors():
             return made(**{parameter_name(name): value for name, value in kwargs.items()}, **given)
+
+    @contextmanager
+    def placing_errors(self) -> Iterator[None]:
+        """Give an InputError, of what this builds, its place: of the argument that it begins with, or the section's."""
+        try:
+            yield
         except InputError as error:
-            if not self.position or POSITION.match(str(error)):
+            text = str(error)
+            if not self.position or POSITION.match(text):
                 raise
-            raise InputError(f"{self.position}: {dotted(self.path)}: {error}") from error
+            argument = FIRST_WORD.match(text)
+            if argument is not None and argument[0] in self.positions:
+                raise InputError(f"{self.positions[argument[0]]}: {dotted(self.path)}.{text}") from error
+            raise InputError(f"{self.position}: {dotted(self.path)}: {text}") from error
 
     def load(self) -> Any:
         """Import the callable.

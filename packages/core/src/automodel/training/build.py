@@ -112,7 +112,7 @@ def build_parts(
     Raises:
         InputError: the model cannot be loaded, or an adapter, optimizer or schedule does not fit it.
     """
-    _check_metric(checkpointer, data)
+    _check_metric(recipe, checkpointer, data)
     options: TrainingOptions = build(recipe, "training")
     per_step = data.scheduler.micro_batches_per_step(data.loader.samples_per_turn)
     num_steps = data.scheduler.num_steps(per_step, data.loader.num_micro_batches())
@@ -167,14 +167,16 @@ def build_parts(
     )
 
 
-def _check_metric(checkpointer: Checkpointer, data: Data) -> None:
+def _check_metric(recipe: Recipe, checkpointer: Checkpointer, data: Data) -> None:
     """Raise if the best checkpoint could never be told."""
     if (metric := checkpointer.metric_for_best_model) is None:
         return
-    if metric not in METRICS:
-        raise InputError(f"metric_for_best_model: `{metric}` is no metric of validation{did_you_mean(metric, METRICS)}")
-    if data.validation_loader is None:
-        raise InputError(f"metric_for_best_model: {metric} needs a section validation_dataset")
+    with _checkpoint_target(recipe).placing_errors():
+        if metric not in METRICS:
+            wrong = f"`{metric}` is no metric of validation{did_you_mean(metric, METRICS)}"
+            raise InputError(f"metric_for_best_model: {wrong}")
+        if data.validation_loader is None:
+            raise InputError(f"metric_for_best_model: {metric} needs a section validation_dataset")
 
 
 def _document_inputs(
@@ -229,7 +231,8 @@ def _load_model(
         model_fingerprint = fingerprint(base.named_parameters())
     if peft is not None:
         data.seeds.apply()
-        module = peft.apply(base)
+        with _section(recipe, "peft").placing_errors():
+            module = peft.apply(base)
     if options.activation_checkpointing:
         try:
             checkpoint_activations(module, "full")
@@ -244,7 +247,8 @@ def _load_model(
             compile_layers(module)
         except InputError as error:
             raise InputError(f"{recipe.where('training', 'compile')}: {error}") from error
-    forward = data.parallelism.parallelize(module)
+    with _section(recipe, "distributed").placing_errors():
+        forward = data.parallelism.parallelize(module)
     if in_parts:
         give_memory(module, data.parallelism.parameter_device)
         data.seeds.apply()
@@ -272,22 +276,34 @@ def _reload_model(
 
 def build_checkpointer(recipe: Recipe) -> Checkpointer:
     """The section `checkpoint`, with what `checkpoint_management.checkpoint_config` says over it."""
-    target = recipe.target("checkpoint")
-    assert target is not None  # the kind has a default
+    checkpointer: Checkpointer = build_target(recipe, _checkpoint_target(recipe))
+    return checkpointer
+
+
+def _checkpoint_target(recipe: Recipe) -> Target:
+    target = _section(recipe, "checkpoint")
     if recipe.has("checkpoint_management.checkpoint_config"):
         over = recipe.targets["checkpoint_management.checkpoint_config"]
         # told as mistakes of the section that has the last word
-        target = dataclasses.replace(over, location=target.location, kwargs=target.kwargs | over.kwargs)
-    checkpointer: Checkpointer = build_target(recipe, target)
-    return checkpointer
+        target = dataclasses.replace(
+            over,
+            location=target.location,
+            kwargs=target.kwargs | over.kwargs,
+            positions=target.positions | over.positions,
+        )
+    return target
 
 
 def build(recipe: Recipe, section: str, **given: Any) -> Any:
     """Build a section's target, or the default of its kind."""
+    return build_target(recipe, _section(recipe, section), **given)
+
+
+def _section(recipe: Recipe, section: str) -> Target:
     target = recipe.target(section)
     if target is None:
         raise InputError(f"the recipe has no section `{section}`")
-    return build_target(recipe, target, **given)
+    return target
 
 
 def build_target(recipe: Recipe, target: Target, **given: Any) -> Any:
