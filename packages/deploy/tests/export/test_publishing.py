@@ -130,12 +130,12 @@ def test_without_checkpoint_the_recipes_own_run_is_taken(automodel, full, run, t
     [
         ({"formats": "[safetensor]"}, "3:15", "did you mean `safetensors`"),
         ({"formats": "[gguf]"}, "3:15", "safetensors"),
-        ({"formats": "[]"}, "2:3", "formats is empty"),
+        ({"formats": "[]"}, "3:14", "formats is empty"),
         ({"optimization_level": "O4"}, "3:25", "O3"),
         ({"optimisation_level": "O1"}, "3:5", "did you mean `optimization_level`"),
-        ({"dtype": "float16"}, "2:3", "dtype: float16 is for optimization_level O2 and O3; O1 keeps"),
-        ({"max_shard_size": "5 apples"}, "2:3", "`5 apples` is no size; write it as 5GB"),
-        ({"optimization_level": "O0", "max_shard_size": "5GB"}, "2:3", "O0 writes one file"),
+        ({"dtype": "float16"}, "3:12", "dtype: float16 is for optimization_level O2 and O3; O1 keeps"),
+        ({"max_shard_size": "5 apples"}, "3:21", "`5 apples` is no size; write it as 5GB"),
+        ({"optimization_level": "O0", "max_shard_size": "5GB"}, "4:21", "O0 writes one file"),
     ],
 )
 def test_wrong_settings_are_told_with_their_place(export, run, settings, place, message):
