@@ -227,12 +227,15 @@ def test_a_plugin_may_change_the_model_before_it_is_looked_at_for_documents(auto
 
 def test_a_parallelism_provider_lays_out_the_model(automodel, recipe, tmp_path, monkeypatch):
     (tmp_path / "acme_layout.py").write_text(
+        "from automodel import InputError\n"
         "from automodel.parallel.ddp import DataParallel\n"
         "class Layout(DataParallel):\n"
         "    def __init__(self, device, scale: float = 1.0):\n"
         "        super().__init__(device)\n"
         "        self.scale = scale\n"
         "    def parallelize(self, module):\n"
+        "        if self.scale < 0:\n"
+        "            raise InputError(f'scale must not be negative: {self.scale}')\n"
         "        module.register_forward_hook(lambda m, i, out: print('laid out', self.scale))\n"
         "        return module\n"
     )
@@ -240,3 +243,6 @@ def test_a_parallelism_provider_lays_out_the_model(automodel, recipe, tmp_path, 
     layout = ("distributed._target_=acme_layout.Layout", "distributed.scale=2.5")
     automodel("train", "-c", recipe, *layout, expect=2)
     assert "laid out 2.5" in automodel("train", "-c", recipe, *layout, "--allow-target", "acme_layout").stdout
+    wrong = (*layout, "distributed.scale=-1", "checkpoint.checkpoint_dir=wrong", "--allow-target", "acme_layout")
+    told = automodel("train", "-c", recipe, *wrong, expect=2).stderr
+    assert "command line: distributed.scale must not be negative: -1" in told

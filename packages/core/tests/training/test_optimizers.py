@@ -192,6 +192,10 @@ def test_only_torchs_own_and_our_optimizers_are_told_by_tensors():
                     parameter.data += parameter.grad  # which may be not finite, and is not clipped
             return super().step(closure)
 
+    class Older(torch.optim.AdamW):
+        def step(self, closure=None, *, grad_scaler=None):  # what torch's mark meant before
+            return super().step(closure)
+
     class Renamed(torch.optim.AdamW):
         pass
 
@@ -200,5 +204,6 @@ def test_only_torchs_own_and_our_optimizers_are_told_by_tensors():
     assert takes_decisions(Renamed(parameters, fused=True), CPU)
     assert takes_decisions(adamw([torch.nn.Parameter(torch.ones(3).bfloat16())]), CPU)
     assert not takes_decisions(Careful(parameters, fused=True), CPU)
+    assert not takes_decisions(Older(parameters, fused=True), CPU)
     assert not takes_decisions(torch.optim.AdamW(parameters, fused=False), CPU)
     assert not takes_decisions(torch.optim.AdamW(parameters, fused=True), torch.device("meta"))

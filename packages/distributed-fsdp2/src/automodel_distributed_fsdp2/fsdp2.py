@@ -195,6 +195,7 @@ def _layers(model: Any) -> list[Any]:
     Raises:
         InputError: the model does not say which those are.
     """
+    # of transformers' models; others are without
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:

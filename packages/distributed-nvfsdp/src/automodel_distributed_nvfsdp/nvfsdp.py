@@ -250,6 +250,7 @@ def _units(module: nn.Module, names: list[str] | None) -> list[type[nn.Module]]:
     model: Any = module
     if hasattr(module, "get_base_model"):  # peft wraps the model
         model = model.get_base_model()
+    # of transformers' models; others are without
     wanted = set(getattr(model, "_no_split_modules", None) or ()) if names is None else set(names)
     classes = {type(part) for part in model.modules()}
     found = {one: {one.__name__, f"{one.__module__}.{one.__qualname__}"} & wanted for one in classes}
